@@ -1,0 +1,63 @@
+# Two environments, one a stack: .venv-cuda (NVIDIA GPUs and CPUs) and .venv-hpu (Intel Gaudi; tested here on CPU).
+# PYTHON=python3.12 make … picks another interpreter.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+CUDA := .venv-cuda
+HPU := .venv-hpu
+SOURCES := rlhf_hw backends launchers benchmarks tests $(wildcard *.py)
+# Tests run one a core, each with one thread; more threads than cores make each other wait.
+TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+PYTEST_FLAGS ?= -n 2 --dist loadfile
+
+.PHONY: help demo test test-cuda test-hpu acceptance lint format env clean
+help:
+	@echo "make demo      base model to aligned model on the embedded example (about 5 minutes on two CPU cores)"
+	@echo "make test      the whole test-suite, on both stacks"
+	@echo "make test-cuda make test-hpu    … on one of them"
+	@echo "make acceptance  the demo, held to its promises (minutes)"
+	@echo "make lint      formatting, lint and types"
+	@echo "make env       the environment of the CUDA/CPU stack alone: $(CUDA)"
+
+env: $(CUDA)/.ready
+demo: $(CUDA)/.ready
+	$(CUDA)/bin/rlhf-hw demo
+
+test: lint test-cuda test-hpu
+test-cuda: $(CUDA)/.ready-dev
+	$(TEST) $(CUDA)/bin/python -m pytest $(PYTEST_FLAGS)
+test-hpu: $(HPU)/.ready-dev
+	$(TEST) $(HPU)/bin/python -m pytest $(PYTEST_FLAGS)
+
+# The demo from end to end, held to what the README promises of it.
+acceptance: $(CUDA)/.ready-dev
+	HF_HUB_OFFLINE=1 $(CUDA)/bin/python -m pytest -m acceptance tests/acceptance
+
+lint: $(CUDA)/.ready-dev
+	$(CUDA)/bin/ruff format --check $(SOURCES)
+	$(CUDA)/bin/ruff check $(SOURCES)
+	$(CUDA)/bin/mypy
+format: $(CUDA)/.ready-dev
+	$(CUDA)/bin/ruff format $(SOURCES)
+	$(CUDA)/bin/ruff check --fix $(SOURCES)
+
+$(CUDA)/.ready: requirements-cuda.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rlhf_hw needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(CUDA)
+	$(CUDA)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-cuda.txt
+	$(CUDA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# The Gaudi stack without a Gaudi. On one, use the image's Python and its torch: see requirements-hpu.txt.
+$(HPU)/.ready: requirements-hpu.txt pyproject.toml
+	$(PYTHON) -m venv $(HPU)
+	$(HPU)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(HPU)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-hpu.txt
+	$(HPU)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+%/.ready-dev: %/.ready requirements-dev.txt
+	$*/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(CUDA) $(HPU) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

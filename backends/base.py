@@ -1,0 +1,159 @@
+"""The questions that training code asks about hardware, and the records that answer them.
+
+A new device is one more module with one more subclass of `Backend`. Stage code never asks *who* answered.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from backends.shapes import ShapePolicy
+
+if TYPE_CHECKING:
+    import torch
+
+
+class BackendError(Exception):
+    """What was asked of the hardware cannot be had; the message says why and how to get it."""
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a device can be used in this process, and why (not)."""
+
+    ok: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The arithmetic of a run.
+
+    `autocast`: "bf16", "fp16" or "no", as accelerate spells it. `frozen_dtype`: dtype in which weights that are
+    not trained are held. Trained weights stay in fp32: the optimizer's small steps vanish in bf16.
+    """
+
+    autocast: str
+    frozen_dtype: torch.dtype
+    reason: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An answer with its reason, so that a user can see why."""
+
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class MemoryStatistics:
+    """Bytes in use now, at most since the last reset, and in all."""
+
+    in_use: int
+    peak: int
+    limit: int
+
+
+class Backend(ABC):
+    """One kind of hardware. Stateless: every answer is worked out when asked."""
+
+    name: str
+    device_type: str
+    collective_backend: str
+    #: launchers that can start several processes on it, the preferred one first
+    launchers: tuple[str, ...]
+
+    # Is it there
+    @classmethod
+    @abstractmethod
+    def available(cls) -> Availability:
+        """Whether this process can use the device."""
+
+    @classmethod
+    @abstractmethod
+    def device_count(cls) -> int:
+        """Devices of this kind that this process can see."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """The device of this process (its local rank's, where there are several)."""
+
+    # What runs on it
+    @property
+    def trainer_class(self) -> type:
+        """The `transformers.Trainer` that the stages extend."""
+        from transformers import Trainer
+
+        return Trainer
+
+    @property
+    def training_arguments_class(self) -> type:
+        """The `transformers.TrainingArguments` that belongs to `trainer_class`."""
+        from transformers import TrainingArguments
+
+        return TrainingArguments
+
+    def training_argument_overrides(self) -> dict[str, Any]:
+        """Training arguments that follow from the device and that a user does not choose."""
+        return {}
+
+    @abstractmethod
+    def precision(self, bf16: bool | None, fp16: bool | None) -> Precision:
+        """Settle the precision. `None` means the user did not say.
+
+        Raises:
+            BackendError: the device has no such arithmetic.
+        """
+
+    @abstractmethod
+    def attention_implementation(self, precision: Precision) -> Choice:
+        """Name of the attention kernel for `from_pretrained(attn_implementation=…)`."""
+
+    @abstractmethod
+    def shape_policy(self, lengths: Sequence[int] = ()) -> ShapePolicy:
+        """How batches are padded, given the lengths (tokens) of the examples in the data."""
+
+    def quantization_config(
+        self, bits: int, double_quant: bool, quant_type: str, precision: Precision
+    ) -> Any:
+        """What `from_pretrained(quantization_config=…)` takes for weights of `bits` bits.
+
+        Raises:
+            BackendError: the device has no quantized kernels, or their library is not installed.
+        """
+        raise BackendError(
+            f"--qlora, --load_in_{bits}bit: quantized weights need CUDA and bitsandbytes, not the {self.name} "
+            "backend; leave the flag out"
+        )
+
+    # Housekeeping
+    @abstractmethod
+    def seed_everything(self, seed: int) -> None:
+        """Seed Python, NumPy and torch, this device's generators included."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given (for honest timings)."""
+
+    @abstractmethod
+    def memory_statistics(self) -> MemoryStatistics:
+        """Memory of this process's device."""
+
+    @abstractmethod
+    def reset_peak_memory(self) -> None:
+        """Start a new measurement of the peak, where the device can."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Facts for `rlhf-hw doctor` and the run directory: nothing that names a person or a host."""
+
+
+def local_rank() -> int:
+    """Rank of this process on its machine, as the launcher told it; 0 when started alone."""
+    return int(os.environ.get("LOCAL_RANK", "0"))

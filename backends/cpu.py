@@ -1,0 +1,96 @@
+"""The CPU in front of the user."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import torch
+
+from backends.base import Availability, Backend, BackendError, Choice, MemoryStatistics, Precision
+from backends.shapes import DynamicShapes, ShapePolicy
+
+
+def bf16_units() -> str | None:
+    """Name of this CPU's bf16 matrix units, or None when bf16 would be emulated and slow."""
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "AVX512-BF16"
+    return None
+
+
+class CPUBackend(Backend):
+    name = "cpu"
+    device_type = "cpu"
+    collective_backend = "gloo"
+    launchers = ("torchrun", "accelerate")
+
+    @classmethod
+    def available(cls) -> Availability:
+        return Availability(True, f"{len(os.sched_getaffinity(0))} cores")
+
+    @classmethod
+    def device_count(cls) -> int:
+        return 1
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def training_argument_overrides(self) -> dict[str, Any]:
+        overrides: dict[str, Any] = {"use_cpu": True, "dataloader_pin_memory": False}
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            overrides["ddp_backend"] = self.collective_backend
+        return overrides
+
+    def precision(self, bf16: bool | None, fp16: bool | None) -> Precision:
+        if fp16:
+            raise BackendError(
+                "--fp16: fp16 training needs loss scaling on a GPU; on a CPU use --bf16 or neither"
+            )
+        units = bf16_units()
+        if bf16:
+            reason = f"bf16 as asked ({units or 'this CPU has no bf16 units, expect it to be slow'})"
+            return Precision("bf16", torch.bfloat16, reason)
+        if bf16 is None and units:
+            return Precision("bf16", torch.bfloat16, f"bf16: this CPU has {units} units")
+        reason = "fp32 as asked" if bf16 is False else "fp32: this CPU has no bf16 units (AMX or AVX512-BF16)"
+        return Precision("no", torch.float32, reason)
+
+    def attention_implementation(self, precision: Precision) -> Choice:
+        return Choice("sdpa", "torch's fused attention runs on every CPU")
+
+    def shape_policy(self, lengths: Sequence[int] = ()) -> ShapePolicy:
+        return DynamicShapes()
+
+    def seed_everything(self, seed: int) -> None:
+        from transformers import set_seed
+
+        set_seed(seed)
+
+    def synchronize(self) -> None:
+        return None
+
+    def memory_statistics(self) -> MemoryStatistics:
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return MemoryStatistics(
+            in_use=psutil.Process().memory_info().rss,
+            peak=peak_kib * 1024,
+            limit=psutil.virtual_memory().total,
+        )
+
+    def reset_peak_memory(self) -> None:
+        """The kernel keeps one high-water mark per process; it cannot be reset without privileges."""
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "backend": self.name,
+            "cores": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(),
+            "memory_bytes": psutil.virtual_memory().total,
+            "bf16": bf16_units() or "none",
+        }

@@ -1,0 +1,124 @@
+"""NVIDIA GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from backends.base import (
+    Availability,
+    Backend,
+    BackendError,
+    Choice,
+    MemoryStatistics,
+    Precision,
+    local_rank,
+)
+from backends.shapes import DynamicShapes, ShapePolicy
+
+
+class CUDABackend(Backend):
+    name = "cuda"
+    device_type = "cuda"
+    collective_backend = "nccl"
+    launchers = ("torchrun", "accelerate")
+
+    @classmethod
+    def available(cls) -> Availability:
+        if torch.version.cuda is None:
+            return Availability(
+                False, "the installed torch is a build without CUDA; install the CUDA build from pytorch.org"
+            )
+        if not torch.cuda.is_available():
+            return Availability(
+                False,
+                "torch has CUDA but sees no GPU; check nvidia-smi, the driver and CUDA_VISIBLE_DEVICES",
+            )
+        return Availability(True, f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}")
+
+    @classmethod
+    def device_count(cls) -> int:
+        return torch.cuda.device_count()
+
+    @property
+    def device(self) -> torch.device:
+        # one visible card a process (as schedulers may isolate them) is card 0 to each
+        return torch.device("cuda", local_rank() % max(1, torch.cuda.device_count()))
+
+    def precision(self, bf16: bool | None, fp16: bool | None) -> Precision:
+        capability = torch.cuda.get_device_capability(self.device)
+        has_bf16 = capability >= (8, 0)
+        card = torch.cuda.get_device_name(self.device)
+        if fp16:
+            return Precision(
+                "fp16",
+                torch.float16,
+                "fp16 as asked; PPO overflows easily in it, prefer bf16 where it exists",
+            )
+        if bf16 and not has_bf16:
+            raise BackendError(
+                f"--bf16: {card} (compute capability {capability[0]}.{capability[1]}) has no bf16 units; "
+                "use --fp16, or --bf16 False for fp32"
+            )
+        if bf16 or (bf16 is None and has_bf16):
+            return Precision("bf16", torch.bfloat16, f"bf16: {card} has bf16 tensor cores")
+        return Precision("no", torch.float32, "fp32 as asked" if has_bf16 else f"fp32: {card} has no bf16")
+
+    def attention_implementation(self, precision: Precision) -> Choice:
+        if precision.autocast == "no":
+            return Choice("sdpa", "torch's fused attention; flash-attn knows no fp32")
+        if find_spec("flash_attn") and torch.cuda.get_device_capability(self.device) >= (8, 0):
+            return Choice("flash_attention_2", "flash-attn is installed")
+        return Choice("sdpa", "torch's fused attention; install flash-attn for packing without a mask")
+
+    def shape_policy(self, lengths: Sequence[int] = ()) -> ShapePolicy:
+        return DynamicShapes(multiple_of=8)  # tensor cores work in tiles of eight
+
+    def quantization_config(
+        self, bits: int, double_quant: bool, quant_type: str, precision: Precision
+    ) -> Any:
+        from transformers import BitsAndBytesConfig
+
+        if not find_spec("bitsandbytes"):
+            raise BackendError(f"--qlora, --load_in_{bits}bit: needs bitsandbytes; pip install bitsandbytes")
+        if bits == 8:
+            return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_use_double_quant=double_quant,
+            bnb_4bit_quant_type=quant_type,
+            bnb_4bit_compute_dtype=precision.frozen_dtype,
+        )
+
+    def seed_everything(self, seed: int) -> None:
+        from transformers import set_seed
+
+        set_seed(seed)
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.device)
+
+    def memory_statistics(self) -> MemoryStatistics:
+        _, total = torch.cuda.mem_get_info(self.device)
+        return MemoryStatistics(
+            in_use=torch.cuda.memory_allocated(self.device),
+            peak=torch.cuda.max_memory_allocated(self.device),
+            limit=total,
+        )
+
+    def reset_peak_memory(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def describe(self) -> dict[str, Any]:
+        properties = torch.cuda.get_device_properties(self.device)
+        return {
+            "backend": self.name,
+            "card": properties.name,
+            "cards": torch.cuda.device_count(),
+            "memory_bytes": properties.total_memory,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+        }

@@ -1,0 +1,184 @@
+"""Losses of policy, critic and reward model, and what they need of logits. See `rlhf_hw.algorithms` for names.
+
+Policy and value losses come back per token and unreduced. How they are averaged is the caller's: it alone knows
+how many real tokens all micro-batches and processes hold together, and only division by that number makes N
+accumulation steps equal one large batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .masked import at_least_float32, masked_sum, require_same_shape, zero_padding
+
+CHUNK_ELEMENTS = 2**24  # logits upcast at a time: 64 MiB in float32
+
+
+class PolicyLoss(NamedTuple):
+    """All [B, R], 0 in padding; sum each and divide by the global token count. Only `loss` has a gradient."""
+
+    loss: Tensor
+    ratio: Tensor  # exp(logprobs - old_logprobs)
+    clipped: Tensor  # 1 where the clip took effect: its mean is the clip fraction
+    approxkl: Tensor  # (logprobs - old_logprobs)² / 2: its mean estimates KL(old || new) in nats
+
+
+class ValueLoss(NamedTuple):
+    """Both [B, R], 0 in padding; sum each and divide by the global token count. Only `loss` has a gradient."""
+
+    loss: Tensor
+    clipped: Tensor  # 1 where the clip took effect
+
+
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_range: float
+) -> PolicyLoss:
+    """PPO's clipped surrogate, negated: Schulman et al. 2017 (arXiv 1707.06347) eq. 7; TRL 1.12 L841-845.
+
+        loss = max(-A * ratio, -A * clip(ratio, 1 - clip_range, 1 + clip_range))
+
+    Args: `logprobs`, `old_logprobs`, `advantages`, `mask` [B, R]; `clip_range` positive.
+    `approxkl` is TRL 1.12 ppo_trainer.py L857 without the padding that stands in its mean.
+    Raises ValueError where shapes differ, or `clip_range` is not positive.
+    """
+    require_same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
+    _require_positive("clip_range", clip_range)
+    # Padding leaves before exp: garbage there could overflow, and 0 * inf in the backward pass is NaN.
+    log_ratio = zero_padding(at_least_float32(logprobs) - at_least_float32(old_logprobs), mask)
+    advantages = zero_padding(advantages, mask)
+    ratio = log_ratio.exp()
+    unclipped_loss = -advantages * ratio
+    clipped_loss = -advantages * ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    return PolicyLoss(
+        loss=torch.maximum(unclipped_loss, clipped_loss),
+        ratio=zero_padding(ratio.detach(), mask),
+        clipped=at_least_float32(clipped_loss.detach() > unclipped_loss.detach()),
+        approxkl=log_ratio.detach().square() / 2,
+    )
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_range_value: float
+) -> ValueLoss:
+    """Squared error of the critic, the worse of free and clipped prediction; TRL 1.12 ppo_trainer.py L829-837.
+
+        loss = max((V - returns)², (clip(V, V_old - c, V_old + c) - returns)²) / 2
+
+    A critic that has moved more than c = `clip_range_value` away from `old_values` and towards the returns
+    gets no further gradient. (Not in the PPO paper; from its reference implementation.)
+
+    Args: `values`, `old_values`, `returns`, `mask` [B, R]; `clip_range_value` positive, in units of return.
+    Raises ValueError where shapes differ, or `clip_range_value` is not positive.
+    """
+    require_same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
+    _require_positive("clip_range_value", clip_range_value)
+    values, old_values, returns = (zero_padding(tensor, mask) for tensor in (values, old_values, returns))
+    held = values.clamp(old_values - clip_range_value, old_values + clip_range_value)
+    free_error, held_error = (values - returns).square(), (held - returns).square()
+    return ValueLoss(
+        loss=torch.maximum(free_error, held_error) / 2,
+        clipped=at_least_float32(held_error.detach() > free_error.detach()),
+    )
+
+
+def pairwise_reward_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None) -> Tensor:
+    """-log sigmoid(chosen - rejected - margin) of each pair, in nats: [B] scores -> [B].
+
+    Bradley-Terry; Ouyang et al. 2022 (arXiv 2203.02155) eq. 1, and with `margin` [B] Touvron et al. 2023
+    (arXiv 2307.09288) eq. 2. log 2 = 0.693 is the loss of knowing nothing.
+    Raises ValueError where shapes differ.
+    """
+    require_same_shape(chosen=chosen, rejected=rejected)
+    difference = at_least_float32(chosen) - at_least_float32(rejected)
+    if margin is not None:
+        require_same_shape(chosen=chosen, margin=margin)
+        difference = difference - at_least_float32(margin)
+    return -torch.nn.functional.logsigmoid(difference)
+
+
+def row_chunks(logits: Tensor) -> Iterator[Tensor]:
+    """Views [n, V] of `logits` [..., V], in row-major order, of at most CHUNK_ELEMENTS elements (or one row).
+
+    Leading dimensions are walked and not flattened: logits of the response are a slice of those of the
+    sequence, and flattening a slice would copy all of it.
+    """
+    if logits.ndim > 2:
+        for part in logits.unbind(dim=0):
+            yield from row_chunks(part)
+    else:
+        rows = logits if logits.ndim == 2 else logits[None]
+        yield from rows.split(max(1, CHUNK_ELEMENTS // rows.shape[-1]))
+
+
+class _SelectiveLogSoftmax(torch.autograd.Function):
+    """Keeps only the logits as given for the backward pass, and never a whole float32 copy of them."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, index: Tensor) -> Tensor:
+        normaliser = torch.cat([at_least_float32(rows).logsumexp(dim=-1) for rows in row_chunks(logits)])
+        normaliser = normaliser.view(index.shape)
+        ctx.save_for_backward(logits, index, normaliser)
+        return at_least_float32(logits.gather(-1, index[..., None]).squeeze(-1)) - normaliser
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        logits, index, normaliser = ctx.saved_tensors
+        grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        index, normaliser, weight = (t.reshape(-1, 1) for t in (index, normaliser, grad_output))
+        start = 0
+        for rows, grad_rows in zip(row_chunks(logits), row_chunks(grad_logits), strict=True):
+            here = slice(start, start := start + rows.shape[0])
+            # d log p[index] / d logits = onehot(index) - softmax(logits)
+            gradient = (at_least_float32(rows) - normaliser[here]).exp_().mul_(-weight[here])
+            grad_rows.copy_(gradient.scatter_add_(1, index[here], weight[here]))
+        return grad_logits, None
+
+
+def selective_log_softmax(logits: Tensor, index: Tensor) -> Tensor:
+    """Log-probability (nats) of the entries `index` [...] under softmax(`logits` [..., V]): [...].
+
+    log_softmax then gather, as logit minus logsumexp, a chunk of rows at a time. bfloat16 logits are summed
+    and returned in float32: PPO exponentiates differences of these. The gradient has the logits' dtype.
+    `index` is int64 in [0, V). Raises ValueError unless index.shape == logits.shape[:-1].
+    """
+    if index.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"index {list(index.shape)} must have the shape of logits {list(logits.shape)} without V"
+        )
+    return _SelectiveLogSoftmax.apply(logits, index)
+
+
+def entropy_from_logits(logits: Tensor) -> Tensor:
+    """Shannon entropy (nats) of softmax(`logits` [..., V]): [...], between 0 and log V.
+
+    TRL 1.12 ppo_trainer.py L856, in at least float32 and a chunk of rows at a time. Entries of -inf count as
+    0 * log 0 = 0.
+    """
+    entropies = []
+    for rows in row_chunks(logits):
+        logp = at_least_float32(rows).log_softmax(dim=-1)
+        p = logp.exp()
+        entropies.append(-(p * logp.masked_fill(p == 0, 0.0)).sum(dim=-1))
+    return torch.cat(entropies).view(logits.shape[:-1])
+
+
+def cross_entropy_sum(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """Sum of -log p(label) in nats over the labels that are not `ignore_index`: 0-d, in at least float32.
+
+    `logits` [..., V] and `labels` [...] stand against each other as they are: the caller shifts. A sum, so that
+    the caller divides by the number of targets of the whole step. 0, with zero gradient, without any target.
+    Raises ValueError unless labels.shape == logits.shape[:-1].
+    """
+    is_target = labels != ignore_index
+    return -masked_sum(selective_log_softmax(logits, labels.masked_fill(~is_target, 0)), is_target)
+
+
+def _require_positive(name: str, number: float) -> None:
+    if not number > 0:
+        raise ValueError(f"{name} must be positive, found {number}")

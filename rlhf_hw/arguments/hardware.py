@@ -1,0 +1,93 @@
+"""The flags about devices. They parse on every machine; those about Gaudi act on HPU only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers.hf_argparser import HfArg
+
+_HPU = "HPU only: "
+
+
+@dataclass(kw_only=True)
+class HardwareArguments:
+    """The device, and optimum-habana's settings for a Gaudi under their own names."""
+
+    _argument_group_name = "Hardware (flags marked HPU have no effect on other devices)"
+
+    device: Literal["auto", "cpu", "cuda", "hpu", "habana"] = HfArg(
+        default="auto", help="Where to train. auto: an accelerator if there is one. habana means hpu."
+    )
+    use_habana: bool = HfArg(default=False, help="The same as --device hpu.")
+    use_lazy_mode: bool = HfArg(
+        default=True, help=_HPU + "collect operations into graphs instead of running each at once."
+    )
+    gaudi_config_name: str | None = HfArg(default=None, help=_HPU + "a Gaudi configuration, by name or path.")
+    use_hpu_graphs: bool = HfArg(default=False, help=_HPU + "older name of --use_hpu_graphs_for_inference.")
+    use_hpu_graphs_for_inference: bool = HfArg(
+        default=False, help=_HPU + "record forward passes without gradients as HPU graphs."
+    )
+    use_hpu_graphs_for_training: bool = HfArg(
+        default=False, help=_HPU + "record training passes as HPU graphs."
+    )
+    max_hpu_graphs: int | None = HfArg(default=None, help=_HPU + "keep at most so many graphs.")
+    disable_tensor_cache_hpu_graphs: bool = HfArg(
+        default=False, help=_HPU + "do not keep tensors in the graphs (saves memory)."
+    )
+    use_compiled_autograd: bool = HfArg(default=False, help=_HPU + "compile the backward pass too.")
+    compile_dynamic: bool | None = HfArg(
+        default=None, help=_HPU + "torch.compile with dynamic shapes: true, false, or left to torch."
+    )
+    compile_from_sec_iteration: bool = HfArg(default=False, help=_HPU + "compile from the second step on.")
+    use_regional_compilation: bool = HfArg(
+        default=False, help=_HPU + "compile each layer instead of the whole."
+    )
+    inline_inbuilt_nn_modules: bool | None = HfArg(
+        default=None, help=_HPU + "torch.compile's option of that name."
+    )
+    allow_unspec_int_on_nn_module: bool | None = HfArg(
+        default=None, help=_HPU + "torch.compile's option of that name."
+    )
+    cache_size_limit: int | None = HfArg(default=None, help=_HPU + "torch.compile's limit of recompilations.")
+    use_zero3_leaf_promotion: bool = HfArg(default=False, help=_HPU + "promote leaf modules under ZeRO-3.")
+    distribution_strategy: Literal["ddp", "fast_ddp"] = HfArg(
+        default="ddp",
+        help=_HPU + "how gradients are averaged: DistributedDataParallel, or one all-reduce a step.",
+    )
+    context_parallel_size: int = HfArg(default=1, help=_HPU + "ranks that share one sequence.")
+    throughput_warmup_steps: int = HfArg(default=0, help=_HPU + "first steps left out of the throughput.")
+    adjust_throughput: bool = HfArg(
+        default=False, help=_HPU + "leave the time of logging, evaluating and saving out of the throughput."
+    )
+    pipelining_fwd_bwd: bool = HfArg(
+        default=False,
+        help=_HPU + "start the device on the forward pass while the host builds the backward pass.",
+    )
+    non_blocking_data_copy: bool = HfArg(default=False, help=_HPU + "copy batches without waiting.")
+    ignore_eos: bool = HfArg(
+        default=True, help=_HPU + "let generation run to its full length and cut at EOS afterwards."
+    )
+    profiling_warmup_steps: int = HfArg(default=0, help=_HPU + "training steps before profiling starts.")
+    profiling_steps: int = HfArg(default=0, help=_HPU + "training steps to profile.")
+    profiling_warmup_steps_eval: int = HfArg(
+        default=0, help=_HPU + "evaluation steps before profiling starts."
+    )
+    profiling_steps_eval: int = HfArg(default=0, help=_HPU + "evaluation steps to profile.")
+    profiling_record_shapes: bool = HfArg(default=True, help=_HPU + "record shapes in the profile.")
+    profiling_with_stack: bool = HfArg(default=False, help=_HPU + "record source lines in the profile.")
+    sdp_on_bf16: bool = HfArg(default=False, help=_HPU + "reduced precision in the plain attention kernel.")
+    fp8: bool = HfArg(default=False, help=_HPU + "train in 8-bit floating point.")
+    minimize_memory: bool = HfArg(default=False, help=_HPU + "save memory in fp8 training.")
+    flash_attention_recompute: bool = HfArg(
+        default=False, help=_HPU + "recompute attention in the backward pass."
+    )
+    flash_attention_fast_softmax: bool = HfArg(default=False, help=_HPU + "fast softmax in fused attention.")
+    flash_attention_causal_mask: bool = HfArg(default=False, help=_HPU + "fused attention's own causal mask.")
+    flash_attention_fp8: bool = HfArg(default=False, help=_HPU + "fused attention in 8-bit floating point.")
+
+    def __post_init__(self) -> None:
+        if self.device == "habana":
+            self.device = "hpu"
+        if self.use_habana and self.device == "auto":
+            self.device = "hpu"

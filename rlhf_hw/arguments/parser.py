@@ -1,0 +1,288 @@
+"""`StageParser`: dataclasses to a command line, with a configuration file below it and one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
+
+from transformers import HfArgumentParser
+
+from rlhf_hw.arguments import config_file
+from rlhf_hw.arguments.options import (
+    StageHelp,
+    Store,
+    StoreFalse,
+    checked,
+    closest,
+    parse_bool,
+    parse_json_or_path,
+    parse_number,
+)
+from rlhf_hw.arguments.training import TrainingFlags
+from rlhf_hw.errors import UserError
+from rlhf_hw.secrets import is_secret_name
+
+T = TypeVar("T")
+
+_COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What was parsed: an instance a group, the names of the settings given (file or command line), the dry run."""
+
+    groups: tuple[Any, ...]
+    given: frozenset[str]
+    dry_run: bool
+
+    def __getitem__(self, group: type[T]) -> T:
+        """The instance of `group`, or of the stage's variant of it."""
+        return next(instance for instance in self.groups if isinstance(instance, group))
+
+
+class StageParser(HfArgumentParser):
+    """The parser of one command.
+
+    Over `HfArgumentParser` it adds: `--config FILE` (or a file as the first word) below the command line, one-line
+    errors with a guess at what was meant, switches that all work bare, and an error where one setting is given
+    twice under two spellings with different values.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        groups: Sequence[type],
+        *,
+        description: str,
+        example: str,
+        elsewhere: dict[str, str] | None = None,
+    ) -> None:
+        """`elsewhere`: flags that other commands have and this one has not, with what to use here."""
+        self._elsewhere = elsewhere or {}
+        self._origin = _COMMAND_LINE
+        self._spellings: dict[str, tuple[str, Any]] = {}
+        self._given: set[str] = set()
+        super().__init__(
+            list(groups),
+            prog=f"rlhf-hw {command}",
+            usage=f"rlhf-hw {command} [FILE.yaml] [--config FILE.yaml] [--flag value | --flag=value] ...",
+            description=description,
+            epilog=(
+                "A switch can be given bare (--bf16), with a word (--bf16 true, --bf16=False), and, where its default "
+                f"is True, be turned off as --no_FLAG. Dashes may stand for underscores. Example: {example}"
+            ),
+            formatter_class=StageHelp,
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
+        general = self.add_argument_group("Command")
+        general.add_argument(
+            "--config",
+            metavar="FILE",
+            help="Settings from a YAML or JSON file (flag: value, groups allowed); the command line beats it. The "
+            "file may also be the first word of the command line.",
+        )
+        general.add_argument(
+            "--dry_run",
+            "--dry-run",
+            type=checked(parse_bool, "true or false"),
+            nargs="?",
+            const=True,
+            default=False,
+            metavar="[BOOL]",
+            help="Check the settings and the data, say what would be done, and stop before a model loads.",
+        )
+        self._options = {name: action for action in self._actions for name in action.option_strings}
+        self._required = [action for action in self._actions if action.required]
+        for action in self._required:  # checked after file and command line have both been read
+            action.required = False
+
+    def _add_dataclass_arguments(self, dtype: type) -> None:
+        self.register("action", None, Store)
+        self.register("action", "store_false", StoreFalse)
+        super()._add_dataclass_arguments(dtype)
+
+    @staticmethod
+    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+        hint = field.type
+        before = len(parser._actions)
+        HfArgumentParser._parse_dataclass_field(parser, field)
+        _refine(parser._actions[before], hint)
+
+    # ------------------------------------------------------------------ parsing
+
+    def parse(self, argv: Sequence[str] | None = None) -> Parsed:
+        """Parse `argv` (default: this process's). Bad input ends the process: one line, exit status 2."""
+        argv = list(sys.argv[1:] if argv is None else argv)
+        namespace = argparse.Namespace()
+        try:
+            path, argv = _take_config(argv)
+            if path is not None:
+                self._read_file(path, namespace)
+            self._read(argv, namespace, _COMMAND_LINE)
+        except UserError as problem:
+            self.error(str(problem))
+        missing = [action for action in self._required if getattr(namespace, action.dest) is None]
+        if missing:
+            names = " and ".join(action.option_strings[0] for action in missing)
+            self.error(f"{names}: required, but not given")
+        given = frozenset(self._given)
+        groups = []
+        for dtype in self.dataclass_types:
+            fields = [field.name for field in dataclasses.fields(dtype) if field.init]
+            group = dtype(**{name: getattr(namespace, name) for name in fields})
+            if isinstance(group, TrainingFlags):
+                group.given = given.intersection(fields)
+            groups.append(group)
+        return Parsed(tuple(groups), given, namespace.dry_run)
+
+    def checked(self, run: T, check: Callable[[T], None]) -> T:
+        """`run`, if `check` finds no fault in it; else the process ends with one line and exit status 2."""
+        try:
+            check(run)
+        except UserError as problem:
+            self.error(str(problem))
+        return run
+
+    def error(self, message: str) -> NoReturn:
+        """One line on stderr, exit status 2."""
+        sys.stderr.write(f"{self.prog}: error: {' '.join(message.split())}; see --help\n")
+        raise SystemExit(2)
+
+    def spelled(self, dest: str, spelling: str | None, value: Any) -> None:
+        """Note that a setting was given; refuse two spellings that disagree."""
+        spelling = spelling or dest
+        before, earlier = self._spellings.setdefault(dest, (spelling, value))
+        if before != spelling and earlier != value:
+            values = "" if is_secret_name(dest) else f" ({earlier} and {value})"
+            raise UserError(
+                f"{self._place()}{before} and {spelling} are one setting with two values{values}; give one"
+            )
+        self._spellings[dest] = (spelling, value)
+        self._given.add(dest)
+
+    def _read(self, argv: list[str], namespace: argparse.Namespace, origin: str) -> None:
+        self._origin, self._spellings = origin, {}
+        try:
+            _, rest = self.parse_known_args(argv, namespace)
+        except argparse.ArgumentError as problem:
+            raise UserError(f"{self._place()}{self._as_typed(problem, argv)}: {problem.message}") from None
+        if rest:
+            raise UserError(self._unknown(rest))
+
+    def _read_file(self, path: str, namespace: argparse.Namespace) -> None:
+        argv: list[str] = []
+        nulls: list[argparse.Action] = []
+        for key, value in config_file.read_settings(path, self._takes_mapping):
+            action = self._options.get(f"--{key}")
+            if action is None or key in ("config", "help"):
+                known = (name[2:] for name in self._options)
+                raise UserError(f"{path}: {key}: {self._hint(f'--{key}', closest(key, known), 'key')}")
+            if isinstance(value, list) and action.nargs != "+":
+                raise UserError(f"{path}: {key}: got a list, expected one value; give one")
+            if value is None:
+                nulls.append(action)
+            elif value != []:
+                argv += config_file.words(key, value)
+        self._read(argv, namespace, path)
+        for action in nulls:
+            if action.default is not None and not getattr(action, "may_be_null", False):
+                raise UserError(
+                    f"{path}: {action.dest}: got null, expected a value; give one or leave it out"
+                )
+            setattr(namespace, action.dest, None)
+            self._given.add(action.dest)
+
+    def _takes_mapping(self, key: str) -> bool:
+        action = self._options.get(f"--{key.removeprefix('--')}")
+        return action is not None and getattr(action, "takes_mapping", False)
+
+    # ------------------------------------------------------------------ messages
+
+    def _place(self) -> str:
+        return "" if self._origin == _COMMAND_LINE else f"{self._origin}: "
+
+    def _as_typed(self, problem: argparse.ArgumentError, argv: list[str]) -> str:
+        """The spelling the user gave, of the option that argparse names by all its spellings."""
+        names = (problem.argument_name or "").split("/")
+        return next((n for n in names if any(w == n or w.startswith(f"{n}=") for w in argv)), names[0])
+
+    def _unknown(self, rest: list[str]) -> str:
+        flag = next((word.split("=")[0] for word in rest if word.startswith("--")), None)
+        if flag is None:
+            return (
+                f"got the word {rest[0]!r} without a flag; settings are --flag value, and a file goes first"
+            )
+        return f"{flag}: {self._hint(flag, closest(flag, self._options), 'flag')}"
+
+    def _hint(self, flag: str, guess: str | None, kind: str) -> str:
+        known_elsewhere = self._elsewhere.get("--" + flag[2:].replace("-", "_"))
+        if known_elsewhere:
+            return f"not a {kind} of this command: {known_elsewhere}"
+        return f"unknown {kind}" + (f"; did you mean {guess}?" if guess else "")
+
+
+def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The configuration file that the command line names, and the other words."""
+    paths: list[str] = []
+    rest: list[str] = []
+    words = iter(argv)
+    for index, word in enumerate(words):
+        if word == "--config":
+            paths.append(next(words, ""))
+        elif word.startswith("--config="):
+            paths.append(word.removeprefix("--config="))
+        elif index == 0 and word.endswith(config_file.SUFFIXES) and not word.startswith("-"):
+            paths.append(word)
+        else:
+            rest.append(word)
+    if len(paths) > 1:
+        raise UserError(f"--config: got {len(paths)} files ({', '.join(paths)}); give one")
+    if paths == [""]:
+        raise UserError("--config: got nothing, expected the path of a YAML or JSON file")
+    return (paths[0] if paths else None), rest
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types a hint is the union of; the hint itself where it is none."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _refine(action: argparse.Action, hint: Any) -> None:
+    """Give `action` a conversion that says what it expects, and a heading for the help."""
+    members = _members(hint)
+    kinds = [get_origin(member) or member for member in members]
+    optional = type(None) in members
+    action.may_be_null = optional  # type: ignore[attr-defined]
+    action.takes_mapping = dict in kinds  # type: ignore[attr-defined]
+    choices = None if action.choices is None else list(action.choices)
+    if bool in kinds and str not in kinds:
+        # a bare `--flag` means true for every switch, also for those whose default is "not said"
+        action.nargs, action.const = "?", True
+        action.type, action.metavar = checked(parse_bool, "true or false"), "[BOOL]"
+    elif dict in kinds:
+        action.type = checked(parse_json_or_path, "a JSON object or the path of a JSON file")
+        action.metavar = "JSON|FILE"
+    elif choices is not None:
+        convert = action.type if callable(action.type) else str
+        action.type = checked(convert, "one of the choices", choices)
+        names = [str(choice) for choice in choices]
+        if len(names) <= 6:
+            action.metavar = "{" + ",".join(names) + "}"
+        else:
+            action.metavar = "NAME"
+            action.help = f"{action.help} One of: {', '.join(names)}."
+    elif list in kinds and action.nargs == "+":
+        action.metavar = "NAME [NAME ...]"
+    elif action.type is int:
+        action.type, action.metavar = checked(int, "a whole number"), "INT"
+    elif action.type is float:
+        action.type, action.metavar = checked(parse_number, "a number"), "NUMBER"
+    else:
+        action.metavar = action.metavar or "TEXT"
+    action.choices = None  # the conversion checks them, and says so in its own words

@@ -1,0 +1,77 @@
+"""The flags of reward modelling (`reward_modeling.py`, `rlhf-hw reward`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlhf_hw.arguments.checks import at_least, check_run
+from rlhf_hw.arguments.data import RewardDataArguments
+from rlhf_hw.arguments.hardware import HardwareArguments
+from rlhf_hw.arguments.model import ModelArguments
+from rlhf_hw.arguments.options import with_defaults
+from rlhf_hw.arguments.parser import StageParser
+from rlhf_hw.arguments.peft import PeftArguments
+from rlhf_hw.arguments.run import Run, assemble
+from rlhf_hw.arguments.training import training_flags_class
+from rlhf_hw.errors import UserError
+
+RewardModelArguments = with_defaults(ModelArguments, {"torch_dtype": "bfloat16"})
+RewardPeftArguments = with_defaults(
+    PeftArguments, {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.1, "lora_all_linear": True}
+)
+RewardData = with_defaults(
+    RewardDataArguments, {"dataset_name": "Intel/orca_dpo_pairs", "validation_split_percentage": 2}
+)
+
+
+@dataclass(kw_only=True)
+class RewardArguments:
+    """What belongs to this stage alone: nothing yet."""
+
+    _argument_group_name = "Reward modelling"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardRun(Run):
+    """The settings of a reward-model training."""
+
+    data: RewardDataArguments
+    stage: RewardArguments
+
+
+def reward_parser() -> StageParser:
+    """The parser of this stage."""
+    return StageParser(
+        "reward",
+        [
+            RewardModelArguments,
+            RewardPeftArguments,
+            RewardData,
+            RewardArguments,
+            HardwareArguments,
+            training_flags_class({"do_train": True, "do_eval": True}, required=["output_dir"]),
+        ],
+        description="Reward modelling: teach a model which of two answers is the better one.",
+        example="rlhf-hw reward --model_name_or_path gpt2 --train_file pairs.jsonl --output_dir runs/reward",
+    )
+
+
+def parse_reward(argv: Sequence[str] | None = None) -> RewardRun:
+    """The settings on the command line. Bad input ends the process: one line, exit status 2."""
+    parser = reward_parser()
+    parsed = parser.parse(argv)
+    return parser.checked(assemble(RewardRun, parsed, RewardDataArguments, RewardArguments), check_reward)
+
+
+def check_reward(run: RewardRun) -> None:
+    """Contradictions in the settings of this stage.
+
+    Raises:
+        UserError: names the flag, what was found, what to do.
+    """
+    check_run(run)
+    at_least(1, run.training, "per_device_train_batch_size")
+    at_least(2, run.data, "max_length")
+    if run.peft.peft not in ("lora", None):
+        raise UserError(f"--peft: got {run.peft.peft}, but a reward model takes lora or none")

@@ -1,0 +1,258 @@
+"""`rlhf-hw doctor`: what the machine has, what is installed, what fits together and what does not.
+
+Works where the installation does not: it imports torch and the backends only if they can be imported, and says
+what stopped them. It prints no host name, no user name and no token, so its output can go into a bug report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from launchers import LaunchError, LaunchRequest, Machine, make_plan
+from launchers.machine import cpu_description, cpu_quota, memory_bytes, memory_limit_bytes, this_machine
+from rlhf_hw.compat.combinations import PACKAGES, Clash, TorchBuild, build_clashes, version_clashes
+
+#: Not required by this project, but worth a line.
+OPTIONAL_PACKAGES = ("bitsandbytes", "wandb", "deepspeed", "flash-attn")
+#: Tokens whose presence matters; only whether they are set is ever shown.
+TOKENS = ("HF_TOKEN", "WANDB_API_KEY")
+
+
+@dataclass(frozen=True)
+class BackendState:
+    """Whether a backend can be used here, and why (not)."""
+
+    ok: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything doctor found. `packages` maps a name to its version, None where it is not installed."""
+
+    machine: dict[str, Any]
+    python: str
+    packages: dict[str, str | None]
+    torch: TorchBuild | None
+    tokens: dict[str, str]
+    backends: dict[str, BackendState]
+    clashes: list[Clash]
+    launch: dict[str, str]
+
+    @property
+    def can_train(self) -> bool:
+        """Whether training can run on some backend with nothing broken."""
+        return not self.clashes and any(state.ok for state in self.backends.values())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the diagnosis. Returns 0 when training can run somewhere, 1 when something is broken."""
+    parser = argparse.ArgumentParser(
+        prog="rlhf-hw doctor",
+        description="What this machine has, what is installed and whether it fits together. "
+        "Exit status 1 when something does not.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    arguments = parser.parse_args(argv)
+    diagnosis = diagnose()
+    if arguments.json:
+        print(json.dumps({**asdict(diagnosis), "can_train": diagnosis.can_train}, indent=2))
+    else:
+        print_tables(diagnosis)
+    return 0 if diagnosis.can_train else 1
+
+
+def diagnose(environ: Mapping[str, str] = os.environ) -> Diagnosis:
+    """Look at the machine, the installation and the environment."""
+    machine = this_machine(environ)
+    packages = {name: _installed_version(name) for name in (*PACKAGES, *OPTIONAL_PACKAGES)}
+    python = platform.python_version()
+    build, gpus = _torch_build()
+    versions = {name: version for name, version in packages.items() if version is not None}
+    backends, import_clashes = _backends()
+    return Diagnosis(
+        machine=_machine_facts(machine, gpus),
+        python=python,
+        packages=packages,
+        torch=build,
+        tokens={name: "set" if environ.get(name) else "not set" for name in TOKENS},
+        backends=backends,
+        clashes=[
+            *version_clashes({**versions, "python": python}),
+            *build_clashes(build, len(machine.nvidia_gpus)),
+            *import_clashes,
+        ],
+        launch=_launch(machine, environ),
+    )
+
+
+def _installed_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _machine_facts(machine: Machine, gpus: list[dict[str, Any]]) -> dict[str, Any]:
+    """Processor, memory and accelerators; memory in bytes, None where it is unknown or unlimited."""
+    model, features = cpu_description()
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": model,
+        "cores": machine.cores,
+        "cores_reason": machine.core_reason,
+        "cgroup_cpus": cpu_quota(),
+        "cpu_features": list(features),
+        "memory_bytes": memory_bytes(),
+        "cgroup_memory_bytes": memory_limit_bytes(),
+        "nvidia_gpus": [gpu.name for gpu in machine.nvidia_gpus],
+        "cuda_devices": gpus,
+        "gaudis": machine.gaudis,
+    }
+
+
+def _torch_build() -> tuple[TorchBuild | None, list[dict[str, Any]]]:
+    """What torch was built for and the GPUs it sees; (None, []) where it is missing or does not import."""
+    try:
+        import torch
+    except (ImportError, OSError):  # OSError: a shared library that it needs is missing
+        return None, []
+    devices = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            devices.append(
+                {
+                    "name": properties.name,
+                    "memory_bytes": properties.total_memory,
+                    "compute_capability": f"{properties.major}.{properties.minor}",
+                    "bf16": properties.major >= 8,
+                }
+            )
+    return TorchBuild(torch.__version__, torch.version.cuda, bool(devices)), devices
+
+
+def _backends() -> tuple[dict[str, BackendState], list[Clash]]:
+    """Each backend's own answer; none, and the clash, where the backends cannot be imported."""
+    try:
+        from backends import BACKENDS
+    except (ImportError, OSError) as error:
+        return {}, [
+            Clash(
+                "the backends cannot be imported",
+                f"{type(error).__name__}: {error}".replace(str(Path.home()), "~"),
+                "install what is missing; where it is installed, its versions clash: reinstall the requirements",
+            )
+        ]
+    states = {}
+    for name, backend in BACKENDS.items():
+        availability = backend.available()
+        states[name] = BackendState(availability.ok, availability.reason)
+    return states, []
+
+
+def _launch(machine: Machine, environ: Mapping[str, str]) -> dict[str, str]:
+    """What `rlhf-hw launch sft` would run here. "python" stands for the interpreter, whose path names a user."""
+    request = LaunchRequest(module="rlhf_hw.cli.sft", python="python")
+    try:
+        plan = make_plan(request, machine, environ)
+    except LaunchError as error:
+        return {"command": "", "reason": str(error)}
+    return {"command": plan.shell(), "reason": plan.reason}
+
+
+# What is shown
+
+
+def print_tables(diagnosis: Diagnosis) -> None:
+    """Print a table a section: with rich on a terminal, as aligned text in a pipe or where rich is missing."""
+    sections = {
+        "Machine": _machine_rows(diagnosis.machine),
+        "Software": _software_rows(diagnosis),
+        "Backends": [
+            (name, f"{'available' if state.ok else 'not available'}: {state.reason}")
+            for name, state in diagnosis.backends.items()
+        ],
+        "rlhf-hw launch sft would run": [
+            ("command", diagnosis.launch["command"] or "nothing"),
+            ("why", diagnosis.launch["reason"]),
+        ],
+        "What does not fit together": [
+            (clash.found, f"{clash.reason}. Cure: {clash.cure}") for clash in diagnosis.clashes
+        ]
+        or [("nothing", "training can run" if diagnosis.can_train else "but no backend is available")],
+    }
+    if sys.stdout.isatty() and find_spec("rich") is not None:
+        _print_with_rich(sections)
+        return
+    for title, rows in sections.items():
+        width = max((len(name) for name, _ in rows), default=0)
+        print(f"{title}\n" + "".join(f"  {name:<{width}}  {value}\n" for name, value in rows))
+
+
+def _print_with_rich(sections: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    for title, rows in sections.items():
+        table = Table(show_header=False, box=None, padding=(0, 0, 0, 2))
+        for name, value in rows:
+            table.add_row(Text(name, style="cyan"), Text(value))
+        console.print(Text(title, style="bold"), table, "", sep="\n")
+
+
+def _machine_rows(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("system", machine["system"]),
+        ("CPU", machine["cpu"]),
+        ("cores", machine["cores_reason"]),
+        ("CPU features", ", ".join(machine["cpu_features"]) or "none of those that speed up training"),
+        ("memory", _gib(machine["memory_bytes"])),
+    ]
+    if machine["cgroup_memory_bytes"] is not None:
+        rows.append(("memory limit", f"{_gib(machine['cgroup_memory_bytes'])} (cgroup)"))
+    rows += [(f"GPU {index}", name) for index, name in enumerate(machine["nvidia_gpus"])]
+    rows += [
+        (
+            f"torch's cuda:{index}",
+            f"{gpu['name']}, {_gib(gpu['memory_bytes'])}, compute capability {gpu['compute_capability']}, "
+            f"{'bf16' if gpu['bf16'] else 'no bf16'}",
+        )
+        for index, gpu in enumerate(machine["cuda_devices"])
+    ]
+    if machine["gaudis"]:
+        rows.append(("Gaudi cards", str(machine["gaudis"])))
+    if not machine["nvidia_gpus"] and not machine["gaudis"]:
+        rows.append(("accelerators", "none visible"))
+    return rows
+
+
+def _software_rows(diagnosis: Diagnosis) -> list[tuple[str, str]]:
+    rows = [("python", diagnosis.python)]
+    for name, version in diagnosis.packages.items():
+        shown = version or "not installed"
+        if name == "torch" and diagnosis.torch is not None:
+            cuda = diagnosis.torch.cuda
+            shown += f" (built for CUDA {cuda})" if cuda else " (built without CUDA)"
+        rows.append((name, shown))
+    return rows + list(diagnosis.tokens.items())
+
+
+def _gib(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 2**30:.1f} GiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

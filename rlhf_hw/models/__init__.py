@@ -1,0 +1,1 @@
+"""Models: loading, adapters, and the roles they play (policy, value, reward, reference)."""

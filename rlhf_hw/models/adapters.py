@@ -1,0 +1,85 @@
+"""Putting PEFT adapters on a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf_hw.errors import UserError
+
+
+def adapter_config(
+    kind: str,
+    *,
+    task_type: str,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    target_modules: Sequence[str] | None,
+    all_linear: bool,
+    num_virtual_tokens: int,
+    ptun_hidden_size: int,
+    adapter_len: int,
+    adapter_layers: int,
+) -> Any:
+    """The PEFT configuration for `--peft KIND`.
+
+    `task_type` is "CAUSAL_LM" or "SEQ_CLS" (PEFT then trains and saves the score head too). With neither
+    `target_modules` nor `all_linear`, LoRA goes where PEFT's table puts it for the architecture.
+    """
+    import peft
+
+    if kind == "lora":
+        targets = "all-linear" if all_linear else (list(target_modules) if target_modules else None)
+        return peft.LoraConfig(
+            task_type=task_type, r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets
+        )
+    if task_type != "CAUSAL_LM":
+        raise UserError(f"--peft {kind}: reward models take --peft lora or a full fine-tune (no --peft)")
+    if kind == "prompt":
+        return peft.PromptTuningConfig(task_type=task_type, num_virtual_tokens=num_virtual_tokens)
+    if kind == "prefix":
+        return peft.PrefixTuningConfig(task_type=task_type, num_virtual_tokens=num_virtual_tokens)
+    if kind == "ptun":
+        return peft.PromptEncoderConfig(
+            task_type=task_type, num_virtual_tokens=num_virtual_tokens, encoder_hidden_size=ptun_hidden_size
+        )
+    if kind == "llama_adapter":
+        return peft.AdaptionPromptConfig(
+            task_type=task_type, adapter_len=adapter_len, adapter_layers=adapter_layers
+        )
+    raise UserError(f"--peft {kind}: unknown; choose lora, prompt, prefix, ptun or llama_adapter")
+
+
+def attach_adapter(model: Any, config: Any, *, gradient_checkpointing: bool) -> Any:
+    """Wrap `model` in a PEFT model with `config`; the base weights are frozen.
+
+    With gradient checkpointing the embeddings' output must ask for gradients, or nothing inside the first
+    checkpointed block is trained. Virtual tokens are as wide as the embeddings, which PEFT takes to be as wide as
+    the layers: not so in OPT-350M.
+    """
+    import peft
+
+    if config.peft_type in (peft.PeftType.PROMPT_TUNING, peft.PeftType.P_TUNING):
+        config.token_dim = model.get_input_embeddings().embedding_dim
+
+    if getattr(model, "is_quantized", False):
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
+    elif gradient_checkpointing:
+        model.enable_input_require_grads()
+    try:
+        adapted = peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(
+            f"--peft: PEFT cannot adapt {type(model).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:  # llama_adapter takes the base's dtype; small steps vanish in bf16
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """(trained, all) parameters."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trained, sum(p.numel() for p in model.parameters())

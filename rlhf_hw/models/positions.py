@@ -1,0 +1,66 @@
+"""Running a causal language model with its head only where it is needed.
+
+The head's [B, T, V] output is the largest tensor of a training step, and most of it (prompts, padding) is thrown
+away. A pre-hook on the head hands it the chosen positions only. It works with every decoder whose head is a
+module (Llama, GPT-2, OPT, Qwen, …), inside PEFT, DDP and autocast, and keeps what a model does after its head
+(scaling, soft-capping).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from rlhf_hw.models.wrapping import unwrap
+
+
+class SelectedLogits(NamedTuple):
+    """`logits` [N, V] and the head's input `hidden` [N, H] at the N chosen positions, row by row."""
+
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+def next_token_positions(targets: torch.Tensor) -> torch.Tensor:
+    """Positions [B, T] whose output predicts a target, given which tokens [B, T] (bool) are targets.
+
+    The output at t predicts the token at t+1, so this is `targets` moved one step to the left; the first token of
+    a row can never be predicted.
+    """
+    moved = torch.zeros_like(targets)
+    moved[:, :-1] = targets[:, 1:]
+    return moved
+
+
+def logits_at(model: nn.Module, where: torch.Tensor, **inputs: Any) -> SelectedLogits:
+    """Run `model(**inputs)` and return logits and head inputs at the positions `where` [B, T] (bool).
+
+    `model` may be wrapped (PEFT, DDP). Virtual tokens that prompt tuning puts in front are passed over.
+    """
+    captured: list[torch.Tensor] = []
+
+    def select(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = args[0][:, -where.shape[1] :][where]
+        captured.append(hidden)
+        return (hidden, *args[1:])
+
+    handle = unwrap(model).get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        logits = model(**inputs, use_cache=False).logits
+    finally:
+        handle.remove()
+    return SelectedLogits(logits, captured[0])
+
+
+def packed_attention_mask(sequence_ids: torch.Tensor) -> torch.Tensor:
+    """Block-diagonal causal mask [B, 1, T, T] (bool, True = may attend) for rows that hold several sequences.
+
+    `sequence_ids` [B, T] numbers the sequences of a row from 1; 0 is padding. Padding attends to padding, so that
+    no row of the mask is empty (an empty row is NaN in fused attention).
+    """
+    same = sequence_ids[:, :, None] == sequence_ids[:, None, :]
+    length = sequence_ids.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=sequence_ids.device).tril()
+    return (same & causal)[:, None]

@@ -1,0 +1,183 @@
+"""The roles of PPO (policy, value, reference) and how they share weights.
+
+With LoRA the reference is the policy with its adapter switched off, and the value is a small head on the policy's
+trunk: one set of base weights serves all three. Separate models take the same calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rlhf_hw.algorithms.kl import per_token_kl
+from rlhf_hw.algorithms.losses import entropy_from_logits, selective_log_softmax
+from rlhf_hw.compat.activation_checkpointing import RecomputesActivations
+from rlhf_hw.models.positions import logits_at, next_token_positions
+from rlhf_hw.models.reward_model import RewardModel
+from rlhf_hw.models.weights import load_weights_into, save_weights
+from rlhf_hw.models.wrapping import is_peft, part_of_state
+
+VALUE_HEAD_FILE = "value_head.safetensors"
+CRITIC_DIRECTORY = "critic"
+
+
+class TokenStatistics(NamedTuple):
+    """One number for each of the N response tokens of a batch, row by row, fp32: [N] each."""
+
+    logprobs: torch.Tensor
+    entropy: torch.Tensor
+    values: torch.Tensor
+
+
+class ValueHead(nn.Module):
+    """A linear read-out of the state value from hidden states [..., H], in fp32; it starts at zero."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.linear(hidden.float()).squeeze(-1)
+
+
+def token_logprobs(
+    policy: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """Log-probabilities [N] of the target tokens (bool [B, T]) under softmax(logits / temperature)."""
+    where = next_token_positions(targets)
+    logits = logits_at(policy, where, input_ids=input_ids, attention_mask=attention_mask).logits
+    return selective_log_softmax(logits / temperature, input_ids[targets])
+
+
+class ActorCritic(RecomputesActivations, nn.Module):
+    """The trained part of PPO: a policy, and its value function on the same trunk or in a model of its own.
+
+    Args:
+        policy: causal language model, PEFT or not.
+        critic: separate value model; None puts a `ValueHead` on the policy's trunk.
+        reference: frozen copy of the initial policy; None means "the policy with its adapters off", which needs PEFT.
+            It is not a submodule: it is neither trained, nor saved, nor moved by the trainer.
+        temperature: of the sampling distribution, whose log-probabilities these are.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        critic: RewardModel | None,
+        reference: nn.Module | None,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.critic = critic
+        self.value_head = None
+        if critic is None:
+            self.value_head = ValueHead(policy.get_output_embeddings().weight.shape[1])
+        if reference is None and not is_peft(policy):
+            raise ValueError("a policy without adapters needs a reference model of its own")
+        self._reference = (reference,)  # in a tuple, so that torch does not register it
+        self.temperature = temperature
+
+    @property
+    def reference(self) -> nn.Module | None:
+        return self._reference[0]
+
+    @property
+    def config(self) -> Any:
+        return self.policy.config
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_mask: torch.Tensor
+    ) -> TokenStatistics:
+        """Log-probability and entropy of each response token and the value of the state before it.
+
+        `input_ids`, `attention_mask` [B, T] right padded; `response_mask` [B, T] (bool) marks response tokens.
+        """
+        where = next_token_positions(response_mask)
+        logits, hidden = logits_at(self.policy, where, input_ids=input_ids, attention_mask=attention_mask)
+        logits = logits / self.temperature
+        if self.critic is not None:
+            values = self.critic.values_at(where, input_ids, attention_mask)
+        else:
+            assert self.value_head is not None
+            values = self.value_head(hidden)
+        logprobs = selective_log_softmax(logits, input_ids[response_mask])
+        with torch.no_grad():
+            entropy = entropy_from_logits(logits)
+        return TokenStatistics(logprobs, entropy, values)
+
+    @torch.no_grad()
+    def reference_logprobs(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-probabilities [N] of the response tokens under the reference."""
+        with self._as_reference() as model:
+            return token_logprobs(model, input_ids, attention_mask, response_mask, self.temperature)
+
+    @torch.no_grad()
+    def divergence(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        response_mask: torch.Tensor,
+        *,
+        estimator: str,
+    ) -> torch.Tensor:
+        """KL terms [N] by an estimator that looks at whole distributions (`kl.NEEDS_LOGITS`)."""
+        where = next_token_positions(response_mask)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        logits = logits_at(self.policy, where, **inputs).logits / self.temperature
+        with self._as_reference() as model:
+            reference = logits_at(model, where, **inputs).logits / self.temperature
+        return per_token_kl(estimator, logits, reference)
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[nn.Module]:
+        if self.reference is not None:
+            yield self.reference
+        else:
+            with self.policy.disable_adapter():
+                yield self.policy
+
+    # What the trainer asks of a model
+    def checkpointed_models(self) -> list[nn.Module]:
+        return [self.policy] if self.critic is None else [self.policy, *self.critic.checkpointed_models()]
+
+    # What is kept
+    def save_pretrained(
+        self, directory: str | Path, state_dict: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        """Write the policy as a plain transformers or PEFT directory, and the value function beside it."""
+        state = self.state_dict() if state_dict is None else state_dict
+        save_weights(self.policy, directory, part_of_state(state, "policy."))
+        if self.critic is not None:
+            critic = part_of_state(state, "critic.")
+            self.critic.save_pretrained(Path(directory) / CRITIC_DIRECTORY, state_dict=critic)
+        else:
+            head = {
+                name: tensor.contiguous().cpu()
+                for name, tensor in part_of_state(state, "value_head.").items()
+            }
+            save_file(head, Path(directory) / VALUE_HEAD_FILE)
+
+    def load_weights(self, directory: str | Path) -> None:
+        """Read back, to the bit, what `save_pretrained` wrote."""
+        load_weights_into(self.policy, directory)
+        if self.critic is not None:
+            self.critic.load_weights(Path(directory) / CRITIC_DIRECTORY)
+        else:
+            assert self.value_head is not None
+            self.value_head.load_state_dict(load_file(Path(directory) / VALUE_HEAD_FILE))

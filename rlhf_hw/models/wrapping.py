@@ -1,0 +1,54 @@
+"""Getting at the model inside the wrappers that training puts around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The model inside DistributedDataParallel, DeepSpeed and torch.compile; PEFT stays."""
+    from accelerate.utils import extract_model_from_parallel
+
+    return extract_model_from_parallel(model)
+
+
+def without_adapters(model: nn.Module) -> Any:
+    """The transformers model inside PEFT (LoRA layers stay in place inside it), or the model itself."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def is_peft(model: nn.Module) -> bool:
+    """Whether the model carries PEFT adapters."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def part_of_state(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The entries of a state dict below `prefix`, by their names there."""
+    return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """How many virtual tokens the model's adapter (prompt tuning and its like) puts before every row; mostly 0."""
+    return getattr(unwrap(model).active_peft_config, "num_virtual_tokens", 0) if is_peft(unwrap(model)) else 0
+
+
+def remove_dropout(model: nn.Module) -> None:
+    """Set every dropout probability to zero, in place.
+
+    In PPO the log-probabilities of one and the same policy must agree between rollout, scoring and update: with
+    dropout the first ratio is not 1 (Huang et al. 2024, arXiv 2403.17031, detail 7).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            # attention and MLP modules of transformers keep some as plain numbers: attention_dropout, layerdrop, …
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

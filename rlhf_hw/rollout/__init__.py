@@ -1,0 +1,1 @@
+"""Rollout: answers sampled from the policy. One interface, one file an engine."""

@@ -1,0 +1,162 @@
+"""The reference engine: transformers' `generate()`. Runs on every device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.generation import (
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from rlhf_hw.errors import UserError
+from rlhf_hw.models.wrapping import virtual_tokens, without_adapters
+from rlhf_hw.rollout.engine import Rollout, Sampling, assemble, end_token_ids
+from rlhf_hw.rollout.sampling import InverseCDFProcessor, uniforms
+
+
+class GenerateEngine:
+    """Rollouts by `policy.generate()`, left padded, many prompts at a time.
+
+    Args:
+        tokenizer: of the policy.
+        pad_length: the backend's shape policy.
+        batch_size: prompts a call of `generate`; None takes all at once (the fastest, if memory allows).
+    """
+
+    def __init__(
+        self, tokenizer: Any, pad_length: Callable[[int], int] = lambda n: n, batch_size: int | None = None
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.pad_length = pad_length
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def generate(
+        self, policy: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+    ) -> Rollout:
+        """See `RolloutEngine.generate`.
+
+        Raises:
+            UserError: a prompt is empty, or prompt and answer together are longer than the model's context.
+        """
+        self._check(policy, prompts, sampling)
+        was_training = policy.training
+        policy.eval()
+        try:
+            responses: list[list[int]] = [[] for _ in prompts]
+            for part in self._batches(policy, prompts):
+                chosen, theirs = [prompts[i] for i in part], [seeds[i] for i in part]
+                for i, answer in zip(
+                    part, self._generate_batch(policy, chosen, sampling, theirs), strict=True
+                ):
+                    responses[i] = answer
+        finally:
+            policy.train(was_training)
+        ends = end_token_ids(self.tokenizer, policy)
+        return assemble(prompts, responses, ends, self.tokenizer.pad_token_id, self.pad_length, policy.device)
+
+    def _check(self, policy: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        longest = max(len(prompt) for prompt in prompts)
+        if min(len(prompt) for prompt in prompts) == 0:
+            raise UserError(
+                "a prompt is empty; a policy needs at least one token to answer (a BOS token would do)"
+            )
+        context = getattr(policy.config, "max_position_embeddings", None)
+        prompt = virtual_tokens(policy) + longest
+        if context and prompt + sampling.max_new_tokens > context:
+            raise UserError(
+                f"--output_max_length {sampling.max_new_tokens}: with prompts of {prompt} tokens it exceeds the "
+                f"model's context of {context}; shorten it or --max_prompt_length"
+            )
+
+    def _batches(self, policy: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Which prompts are answered together: `batch_size` at a time.
+
+        PEFT puts virtual tokens before the padding, and no row knows its positions then: with them, prompts of one
+        length go together, so that there is no padding.
+        """
+        groups = [list(range(len(prompts)))]
+        if virtual_tokens(policy):
+            lengths = sorted({len(prompt) for prompt in prompts})
+            groups = [[i for i, prompt in enumerate(prompts) if len(prompt) == length] for length in lengths]
+        step = self.batch_size or len(prompts)
+        return [group[start : start + step] for group in groups for start in range(0, len(group), step)]
+
+    def _generate_batch(
+        self, policy: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[list[int]]:
+        device = policy.device
+        width = max(len(prompt) for prompt in prompts)
+        if not virtual_tokens(policy):
+            width = self.pad_length(width)
+        input_ids = torch.full((len(prompts), width), self.tokenizer.pad_token_id, dtype=torch.long)
+        attention_mask = torch.zeros_like(input_ids)
+        for i, prompt in enumerate(prompts):
+            input_ids[i, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+            attention_mask[i, width - len(prompt) :] = 1
+        config = self._config(policy, sampling)
+        processors = self._processors(policy, sampling, seeds, width, device)
+        with _as_generation_config(policy, config):
+            sequences = policy.generate(
+                input_ids=input_ids.to(device),
+                attention_mask=attention_mask.to(device),
+                generation_config=config,
+                logits_processor=processors,
+            )
+        return sequences[:, width:].tolist()
+
+    def _config(self, policy: Any, sampling: Sampling) -> GenerationConfig:
+        """A config of our own, without what PPO knows nothing of."""
+        return GenerationConfig(
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=False,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=sorted(end_token_ids(self.tokenizer, policy)),
+            bos_token_id=self.tokenizer.bos_token_id,
+            use_cache=True,
+        )
+
+    def _processors(
+        self, policy: Any, sampling: Sampling, seeds: Sequence[int], width: int, device: torch.device
+    ) -> LogitsProcessorList:
+        processors = LogitsProcessorList()
+        if sampling.min_new_tokens:
+            ends = sorted(end_token_ids(self.tokenizer, policy))
+            processors.append(
+                MinNewTokensLengthLogitsProcessor(width, sampling.min_new_tokens, ends, device=device)
+            )
+        if sampling.repetition_ngram:
+            processors.append(NoRepeatNGramLogitsProcessor(sampling.repetition_ngram))
+        if sampling.temperature > 0:
+            if sampling.temperature != 1:
+                processors.append(TemperatureLogitsWarper(sampling.temperature))
+            if sampling.top_k > 0:
+                processors.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                processors.append(TopPLogitsWarper(sampling.top_p))
+            processors.append(InverseCDFProcessor(uniforms(seeds, sampling.max_new_tokens, device), width))
+        return processors
+
+
+@contextmanager
+def _as_generation_config(policy: Any, config: GenerationConfig) -> Iterator[None]:
+    """Put `config` in the place of the model's own meanwhile.
+
+    `generate()` fills what a given config leaves at its default from the model's own, and a chat model's own may
+    sample, penalise repetition or forbid words.
+    """
+    model = without_adapters(policy)
+    before = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = before

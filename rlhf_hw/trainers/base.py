@@ -1,0 +1,138 @@
+"""What the three stages add to a trainer alike: exact loss averaging, metrics, and saving wrapped models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+
+from rlhf_hw.models.weights import load_weights_into, save_weights
+from rlhf_hw.models.wrapping import unwrap
+from rlhf_hw.rollout.sampling import mix_seed
+from rlhf_hw.trainers.metrics import RunningAverages, TokenRate
+
+if TYPE_CHECKING:
+    from transformers import Trainer as TrainerBase
+else:
+    TrainerBase = object
+
+
+class SeededByEpoch(Sampler[int]):
+    """`sampler`, which draws from its `generator`, in an order that follows from `seed` and `epoch()` alone.
+
+    accelerate's own shuffling forgets the epoch where a run is resumed in the middle of one (below 1.11), and
+    grouping by length draws from the process's stream, which stands elsewhere in a resumed run.
+    """
+
+    def __init__(self, sampler: Any, seed: int, epoch: Callable[[], int]) -> None:
+        self.sampler = sampler
+        self.seed = seed
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch()))
+        yield from self.sampler
+
+
+class StageMixin(TrainerBase):
+    """Goes in front of `transformers.Trainer` or a class derived from it.
+
+    A stage's loss is a sum over items (tokens or pairs) divided by the number of items in the *whole* optimizer
+    step: all micro-batches, all processes. So N accumulation steps, N processes and one large batch give one
+    gradient (transformers' mean of means does not: transformers#34191).
+    """
+
+    def __init__(self, model: Any, args: Any, **kwargs: Any) -> None:
+        # One process drives one device, also where it sees several: the base would put them into nn.DataParallel,
+        # which knows nothing of step-wide averages. Asking for the device is what settles `n_gpu`.
+        if args.device is not None:
+            args._n_gpu = min(args.n_gpu, 1)
+        super().__init__(model=model, args=args, **kwargs)
+        self.averages = RunningAverages()
+        self.tokens = TokenRate()
+        # Tells the base not to divide the loss by the accumulation steps: `scale_loss` has done it.
+        self.model_accepts_loss_kwargs = True
+
+    # The order of the data
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's sampler, its order a function of seed and epoch."""
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if not hasattr(sampler, "generator"):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return SeededByEpoch(sampler, seed, lambda: int(self.state.epoch or 0))
+
+    # The loss of an optimizer step
+    def count_items(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Number of items in a micro-batch that the loss sums over (0-d tensor)."""
+        raise NotImplementedError
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor]:
+        """The micro-batches of one optimizer step, and their number of items over all processes."""
+        batches = list(islice(epoch_iterator, num_batches))
+        items = sum((self.count_items(batch) for batch in batches), torch.tensor(0)).to(device).float()
+        return batches, self.accelerator.reduce(items, reduction="sum")
+
+    #: the name under which optimum-habana's trainer calls it
+    def get_batch_samples_transformers(self, *args: Any) -> tuple[list[Any], torch.Tensor]:
+        return self.get_batch_samples(*args)
+
+    def scale_loss(self, total: torch.Tensor, items: torch.Tensor | None) -> torch.Tensor:
+        """Turn a micro-batch's summed loss into its share of the step's mean.
+
+        Times the number of processes, because data-parallel gradients are averaged over them.
+        """
+        if items is None:
+            raise RuntimeError("the trainer did not hand over the number of items of the step")
+        return total * self.accelerator.num_processes / items.clamp(min=1)
+
+    # Logging
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with the averages since the last line where it is a training line."""
+        if "loss" in logs:
+            logs = {**logs, **self.averages.flush(self.accelerator), **self.tokens.flush(self.accelerator)}
+        super().log(logs, *args, **kwargs)
+
+    # Saving
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        model = unwrap(self.model)
+        directory = Path(output_dir or self.args.output_dir)
+        if not self.args.should_save:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        if hasattr(model, "load_weights"):
+            model.save_pretrained(directory, state_dict=state_dict)
+        else:
+            save_weights(model, directory, state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(directory)
+        torch.save(self.args, directory / "training_args.bin")
+
+    def load_checkpoint_weights(self, checkpoint: str) -> None:
+        """Take over a checkpoint's weights without training on."""
+        self._load_from_checkpoint(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load the weights of a checkpoint, bit for bit."""
+        target = unwrap(model or self.model)
+        if hasattr(target, "load_weights"):
+            target.load_weights(resume_from_checkpoint)
+        else:
+            load_weights_into(target, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Load the weights of the best checkpoint (`--load_best_model_at_end`)."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))

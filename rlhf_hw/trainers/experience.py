@@ -1,0 +1,315 @@
+"""Making experience: rollout → score → log-probabilities → KL-shaped reward → advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rlhf_hw.algorithms.advantages import gae
+from rlhf_hw.algorithms.kl import NEEDS_LOGITS, AdaptiveKLController, FixedKLController, per_token_kl
+from rlhf_hw.algorithms.masked import Moments, combine, masked_moments, masked_sum, whiten_with
+from rlhf_hw.algorithms.rewards import (
+    RunningMoments,
+    apply_missing_eos_penalty,
+    clip_scores,
+    normalise_scores,
+    shape_rewards,
+)
+from rlhf_hw.models.reward_model import RewardStatistics
+from rlhf_hw.models.roles import ActorCritic
+from rlhf_hw.rollout.engine import Rollout, RolloutEngine, Sampling
+from rlhf_hw.trainers.metrics import PhaseTimer
+from rlhf_hw.trainers.prompts import PromptBatch
+from rlhf_hw.trainers.scoring import Scorer
+
+if TYPE_CHECKING:
+    from rlhf_hw.arguments.ppo import PPOArguments
+
+
+@dataclass
+class Experience:
+    """What one process learns from in one update. B answers; R = longest answer; all fp32 but masks.
+
+    mask [B, R]: real answer tokens. logprobs, values, advantages, returns [B, R]: under the policy and critic
+    that wrote the answers; zero where masked.
+    """
+
+    rollout: Rollout
+    mask: torch.Tensor
+    logprobs: torch.Tensor
+    values: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+
+    def lengths(self) -> torch.Tensor:
+        """Tokens of each answer [B]."""
+        return self.mask.sum(dim=1)
+
+    def minibatch(self, rows: Sequence[int], pad_length: Callable[[int], int]) -> dict[str, torch.Tensor]:
+        """The given rows as inputs of the loss, trimmed to the longest of them."""
+        sequence, answer = widths(self.rollout, rows, pad_length)
+        index = torch.as_tensor(rows, device=self.mask.device)
+        return {
+            "input_ids": self.rollout.input_ids[index, :sequence],
+            "attention_mask": self.rollout.attention_mask[index, :sequence],
+            "response_mask": self.rollout.response_mask[index, :sequence],
+            "mask": self.mask[index, :answer],
+            "old_logprobs": self.logprobs[index, :answer],
+            "old_values": self.values[index, :answer],
+            "advantages": self.advantages[index, :answer],
+            "returns": self.returns[index, :answer],
+        }
+
+
+def widths(rollout: Rollout, rows: Sequence[int], pad_length: Callable[[int], int]) -> tuple[int, int]:
+    """Columns that `rows` need: (padded length of the sequences, longest answer)."""
+    index = torch.as_tensor(rows, device=rollout.input_ids.device)
+    longest = int(rollout.attention_mask[index].sum(dim=1).max())
+    return min(pad_length(longest), rollout.input_ids.shape[1]), int(rollout.response_lengths[index].max())
+
+
+def to_rows(flat: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Spread one number per real token [N] over [B, R]; zero where `mask` is false. Differentiable."""
+    return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
+
+
+class ExperienceMaker:
+    """Turns prompts into `Experience`, and steers the KL coefficient.
+
+    Args:
+        settings: the PPO flags.
+        tokenizer: of the policy, to show answers as text.
+        engine, scorer: draw answers and score them.
+        accelerator: gathers statistics over processes.
+        autocast: makes the context in which models run.
+        timer: told what each phase took.
+        pad_length: the backend's shape policy.
+        statistics: by which raw scores are normalised, if they are.
+    """
+
+    def __init__(
+        self,
+        settings: PPOArguments,
+        tokenizer: Any,
+        engine: RolloutEngine,
+        scorer: Scorer,
+        accelerator: Any,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        timer: PhaseTimer,
+        pad_length: Callable[[int], int],
+        statistics: RewardStatistics | None = None,
+    ) -> None:
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.engine = engine
+        self.scorer = scorer
+        self.accelerator = accelerator
+        self.autocast = autocast
+        self.timer = timer
+        self.pad_length = pad_length
+        self.statistics = statistics
+        self.running_scores = RunningMoments()
+        self.kl_controller = (
+            AdaptiveKLController(settings.init_kl_coef, settings.kl_target, settings.kl_horizon)
+            if settings.adap_kl_ctrl
+            else FixedKLController(settings.init_kl_coef)
+        )
+        self.sampling = Sampling(
+            max_new_tokens=settings.output_max_length,
+            min_new_tokens=settings.output_min_length,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+        )
+
+    @torch.no_grad()
+    def generate_experience(
+        self, model: ActorCritic, prompts: PromptBatch
+    ) -> tuple[Experience, dict[str, float], list[dict[str, Any]]]:
+        """One rollout with all that the update needs; (experience, metrics over all processes, samples)."""
+        settings = self.settings
+        with self.timer.phase("rollout"):
+            rollout = self._roll_out(model, prompts)
+        with self.timer.phase("score"), self.autocast():
+            scores = self.scorer(rollout, prompts.rows)
+            shaped = self._shape_scores(scores, rollout)
+        with self.timer.phase("forward"):
+            mask = rollout.response_mask_padded()
+            logprobs, values, entropy, kl = self._statistics(model, rollout, mask)
+        with self.timer.phase("advantage"):
+            coef = self.kl_controller.kl_coef
+            rewards = shape_rewards(shaped, kl, mask, coef)
+            if settings.whiten_rewards:
+                rewards = self._whiten(rewards, mask, shift_mean=False)
+            raw_advantages, returns = gae(rewards, values, mask, settings.gamma, settings.lam)
+            advantages = self._whiten(raw_advantages, mask) if settings.whiten_advantages else raw_advantages
+            experience = Experience(rollout, mask, logprobs, values, advantages, returns)
+            metrics = self._metrics(experience, scores, shaped, kl, entropy, raw_advantages)
+            metrics["objective/kl_coef"] = coef
+            self.kl_controller.update(metrics["objective/kl"], len(scores) * self.accelerator.num_processes)
+        return experience, metrics, self._samples(prompts, rollout, scores, kl, mask)
+
+    @torch.no_grad()
+    def evaluate(self, model: ActorCritic, prompts: PromptBatch) -> torch.Tensor:
+        """[B, 4]: raw score, KL (nats an answer), length and whether it ended, of fresh answers."""
+        rollout = self._roll_out(model, prompts)
+        mask = rollout.response_mask_padded()
+        with self.autocast():
+            scores = self.scorer(rollout, prompts.rows)
+        _, _, _, kl = self._statistics(model, rollout, mask)
+        columns = (scores, masked_sum(kl, mask, dim=1), rollout.response_lengths, rollout.ended)
+        return torch.stack([column.float() for column in columns], dim=1)
+
+    # Steps
+    def _roll_out(self, model: ActorCritic, prompts: PromptBatch) -> Rollout:
+        with self.autocast():
+            return self.engine.generate(model.policy, prompts.input_ids, self.sampling, prompts.seeds)
+
+    def _shape_scores(self, scores: torch.Tensor, rollout: Rollout) -> torch.Tensor:
+        """Normalise, scale, clip and shift raw scores [B], and punish answers that never ended."""
+        settings = self.settings
+        if settings.normalize_scores and self.statistics is not None:
+            scores = normalise_scores(scores, self.statistics.mean, self.statistics.std)
+        if settings.use_score_scaling:
+            self.running_scores.update(self._global_moments(masked_moments(scores)))
+            shift = self.running_scores.mean if settings.use_score_norm else 0.0
+            scores = (scores - shift) / self.running_scores.std
+        if settings.score_clip is not None:
+            scores = clip_scores(scores, settings.score_clip)
+        scores = scores - settings.reward_baseline
+        return apply_missing_eos_penalty(scores, rollout.ended, settings.missing_eos_penalty or 0.0)
+
+    def _statistics(
+        self, model: ActorCritic, rollout: Rollout, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-probabilities, values, entropies and KL terms of all answer tokens, [B, R] each.
+
+        Worked out in the precision of training and not kept from the sampler: decoding with a cache differs
+        from the training forward by enough to move the first ratio away from 1.
+        """
+        was_training = model.training
+        model.eval()
+        logprobs, values, entropy, kl = (torch.zeros(mask.shape, device=mask.device) for _ in range(4))
+        for rows in self._forward_batches(rollout):
+            sequence, answer = widths(rollout, rows.tolist(), self.pad_length)
+            part = mask[rows, :answer]
+            inputs = (
+                rollout.input_ids[rows, :sequence],
+                rollout.attention_mask[rows, :sequence],
+                rollout.response_mask[rows, :sequence],
+            )
+            with self.autocast():
+                found = model(*inputs)
+                if self.settings.kl_estimator in NEEDS_LOGITS:
+                    flat_kl = model.divergence(*inputs, estimator=self.settings.kl_estimator)
+                else:
+                    reference = model.reference_logprobs(*inputs)
+                    flat_kl = per_token_kl(self.settings.kl_estimator, found.logprobs, reference)
+            for whole, flat in (
+                (logprobs, found.logprobs),
+                (values, found.values),
+                (entropy, found.entropy),
+                (kl, flat_kl),
+            ):
+                whole[rows, :answer] = to_rows(flat.float(), part)
+        model.train(was_training)
+        return logprobs, values, entropy, kl
+
+    def _forward_batches(self, rollout: Rollout) -> Iterator[torch.Tensor]:
+        """Row numbers in batches of about equal length; no gradients are kept, so four times a minibatch fits."""
+        by_length = rollout.attention_mask.sum(dim=1).argsort(stable=True)
+        yield from by_length.split(4 * self.settings.mini_batch_size)
+
+    # Statistics over all processes
+    def _global_moments(self, local: Moments) -> Moments:
+        rows = self.accelerator.gather(torch.stack(tuple(local))[None])
+        return combine([Moments(*row) for row in rows])
+
+    def _whiten(self, values: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
+        return whiten_with(values, mask, self._global_moments(masked_moments(values, mask)), shift_mean)
+
+    def _metrics(
+        self,
+        experience: Experience,
+        scores: torch.Tensor,
+        shaped: torch.Tensor,
+        kl: torch.Tensor,
+        entropy: torch.Tensor,
+        raw_advantages: torch.Tensor,
+    ) -> dict[str, float]:
+        mask, rollout = experience.mask, experience.rollout
+        lengths = experience.lengths().float()
+        kl_sums = masked_sum(kl, mask, dim=1)
+        non_score = -self.kl_controller.kl_coef * kl_sums
+        per_answer = {
+            "objective/kl": kl_sums,
+            "objective/scores": scores,
+            "objective/scores_shaped": shaped,
+            "objective/non_score_reward": non_score,
+            "objective/rlhf_reward": shaped + non_score,
+            "response/length_mean": lengths,
+            "response/eos_rate": rollout.ended.float(),
+        }
+        means = torch.stack([value.float().mean() for value in per_answer.values()])
+        metrics = dict(zip(per_answer, self._mean(means).tolist(), strict=True))
+        metrics["response/length_min"] = -float(self._max(-lengths.min()))
+        metrics["response/length_max"] = float(self._max(lengths.max()))
+        metrics["objective/scores_std"] = self._std(masked_moments(scores))
+        metrics["objective/entropy"] = float(self._global_moments(masked_moments(entropy, mask)).mean)
+        returns = self._global_moments(masked_moments(experience.returns, mask))
+        errors = self._global_moments(masked_moments(experience.returns - experience.values, mask))
+        advantages = self._global_moments(masked_moments(raw_advantages, mask))
+        values = self._global_moments(masked_moments(experience.values, mask))
+        metrics |= {
+            "returns/mean": float(returns.mean),
+            "returns/std": self._std(returns, gathered=True),
+            "advantages/mean": float(advantages.mean),
+            "advantages/std": self._std(advantages, gathered=True),
+            "value/mean": float(values.mean),
+            "value/explained_variance": 1.0
+            - float(errors.squared_deviations) / max(float(returns.squared_deviations), 1e-12),
+            "response/tokens": float(returns.count),
+        }
+        return metrics
+
+    def _mean(self, local: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(local, reduction="mean")
+
+    def _max(self, local: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.gather(local[None]).max()
+
+    def _std(self, moments: Moments, gathered: bool = False) -> float:
+        whole = moments if gathered else self._global_moments(moments)
+        return float(whole.variance.sqrt()) if whole.count > 1 else 0.0
+
+    def _samples(
+        self,
+        prompts: PromptBatch,
+        rollout: Rollout,
+        scores: torch.Tensor,
+        kl: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> list[dict[str, Any]]:
+        texts = rollout.texts(self.tokenizer)
+        sums = masked_sum(kl, mask, dim=1).tolist()
+        rows = zip(prompts.rows, texts, scores.tolist(), sums, rollout.ended.tolist(), strict=True)
+        return [
+            {"prompt": row["prompt"], "response": text, "score": score, "kl": kl_sum, "ended": ended}
+            for row, text, score, kl_sum, ended in rows
+        ]
+
+    # Kept in checkpoints
+    def state_dict(self) -> dict[str, Any]:
+        """What the next update needs to know of the ones before."""
+        return {
+            "kl_controller": self.kl_controller.state_dict(),
+            "running_scores": self.running_scores.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kl_controller.load_state_dict(state["kl_controller"])
+        self.running_scores.load_state_dict(state["running_scores"])

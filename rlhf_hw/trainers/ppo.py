@@ -1,0 +1,279 @@
+"""Proximal policy optimisation with a critic, as a trainer.
+
+PPO here is a `Trainer` whose batches come from its own rollouts. An *update* is: answer a batch of prompts, make
+experience of them (`experience.py`), then `ppo_epochs` passes over it in shuffled minibatches. An optimizer step of
+the trainer is one minibatch of `mini_batch_size × gradient_accumulation_steps` answers a process. Checkpointing,
+schedules, mixed precision, distributed training and logging are the base trainer's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from rlhf_hw.algorithms.losses import policy_loss, value_loss
+from rlhf_hw.errors import UserError
+from rlhf_hw.models.reward_model import RewardStatistics
+from rlhf_hw.models.wrapping import unwrap
+from rlhf_hw.rollout.engine import RolloutEngine
+from rlhf_hw.rollout.sampling import mix_seed
+from rlhf_hw.trainers.base import StageMixin
+from rlhf_hw.trainers.experience import Experience, ExperienceMaker, to_rows
+from rlhf_hw.trainers.metrics import PhaseTimer
+from rlhf_hw.trainers.prompts import PromptBatch, PromptSchedule
+from rlhf_hw.trainers.scoring import Scorer
+
+if TYPE_CHECKING:
+    from rlhf_hw.arguments.ppo import PPOArguments
+
+STATE_FILE = "ppo_state.json"
+#: An update ends early when the policy has moved more than this many times `target_kl` (Intel's and TRL's rule).
+EARLY_STOP_FACTOR = 1.5
+
+SampleSink = Callable[[int, list[dict[str, Any]]], None]
+
+
+def updates_in(settings: PPOArguments, world_size: int) -> int:
+    """Updates it takes until `settings.steps` answers were written by all processes together."""
+    return max(1, -(-settings.steps // (settings.batch_size * world_size)))
+
+
+def steps_per_update(settings: PPOArguments, accumulation: int) -> int:
+    """Optimizer steps in one update."""
+    return settings.ppo_epochs * settings.batch_size // (settings.mini_batch_size * accumulation)
+
+
+def evaluation_metrics(prediction: Any) -> dict[str, float]:
+    """Means of what `prediction_step` found for each held-out prompt."""
+    names = ("scores", "kl", "length", "eos_rate")
+    return {name: float(column.mean()) for name, column in zip(names, prediction.predictions.T, strict=True)}
+
+
+class PPOMixin(StageMixin):
+    """Trains an `ActorCritic`.
+
+    Keyword args beyond the base trainer's:
+        settings: the PPO flags.
+        engine, scorer: draw answers and score them.
+        pad_length: the backend's shape policy.
+        synchronize: the backend's, for honest timings.
+        statistics: of the reward model's scores, to normalise by.
+        on_samples: called on the main process with (update, samples) after each rollout.
+    `train_dataset` and `eval_dataset` hold prompts: rows with `input_ids` and `prompt`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        settings: PPOArguments,
+        engine: RolloutEngine,
+        scorer: Scorer,
+        pad_length: Callable[[int], int],
+        synchronize: Callable[[], None],
+        statistics: RewardStatistics | None = None,
+        on_samples: SampleSink | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if settings.early_stopping and self.args.fp16:
+            raise UserError(
+                "--early_stopping: the loss scaling of --fp16 cannot leave optimizer steps out; use --bf16 or leave one out"
+            )
+        self.settings = settings
+        self.pad_length = pad_length
+        self.on_samples = on_samples
+        self.timer = PhaseTimer(synchronize)
+        self.compute_metrics = evaluation_metrics
+        self.maker = ExperienceMaker(
+            settings,
+            tokenizer=self.processing_class,
+            engine=engine,
+            scorer=scorer,
+            accelerator=self.accelerator,
+            autocast=self.accelerator.autocast,
+            timer=self.timer,
+            pad_length=pad_length,
+            statistics=statistics,
+        )
+        self.prompts = PromptSchedule(self.train_dataset, self.args.seed)
+        self.updates = updates_in(settings, self.accelerator.num_processes)
+        self.steps_per_update = steps_per_update(settings, self.args.gradient_accumulation_steps)
+        self.steps_per_epoch = self.steps_per_update // settings.ppo_epochs
+        self.experience: Experience | None = None
+        self.items_of_step = torch.zeros(0)
+        self.progress: dict[str, float] = {}
+        self.written = torch.zeros(2)  # answers and their tokens since the last log line, over all processes
+        #: sum of old - new log-probability over this epoch's tokens, and their number
+        self.moved = torch.zeros(2)
+        self.stopped = False
+
+    # The batches are the trainer's own experience
+    def get_train_dataloader(self) -> DataLoader:
+        """A clock that ticks once for each micro-batch of the run."""
+        ticks = self.updates * self.steps_per_update * self.args.gradient_accumulation_steps
+        return DataLoader(range(ticks), batch_size=1)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor]:
+        """The micro-batches of one optimizer step; a new update begins with a rollout."""
+        ticks = len(list(islice(epoch_iterator, num_batches)))
+        update, step = divmod(self.state.global_step, self.steps_per_update)
+        if step == 0:
+            self.timer.close()
+            self._begin_update(update)
+        elif self.experience is None:
+            raise UserError(
+                f"--resume_from_checkpoint: step {self.state.global_step} lies inside a PPO update of "
+                f"{self.steps_per_update} steps; resume from a checkpoint between two updates"
+            )
+        elif step % self.steps_per_epoch == 0:
+            self._decide_early_stop()
+        if step == self.steps_per_update - 1:
+            self.averages.add("ppo/early_stopped", float(self.stopped))
+        if self.stopped:
+            return [{"skip": True}] * ticks, torch.zeros((), device=device)
+        assert self.experience is not None
+        rows = self._rows_of_step(self.experience, update, step)
+        batches = [self.experience.minibatch(part, self.pad_length) for part in rows]
+        return batches, self.items_of_step[step]
+
+    def _begin_update(self, update: int) -> None:
+        """Roll out, make experience, and count the tokens of each optimizer step over all processes."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        prompts = self.prompts.batch(update, rank, world, self.settings.batch_size)
+        model = unwrap(self.model)
+        self.experience, metrics, samples = self.maker.generate_experience(model, prompts)
+        lengths = self.experience.lengths()
+        steps = range(self.steps_per_update)
+        rows = [list(chain(*self._rows_of_step(self.experience, update, step))) for step in steps]
+        local = torch.stack([lengths[row].sum() for row in rows]).float()
+        self.items_of_step = self.accelerator.reduce(local, reduction="sum")
+        self.moved = torch.zeros(2, device=lengths.device)
+        self.stopped = False
+        answers = self.settings.batch_size * world
+        self.written += torch.tensor([answers, metrics.pop("response/tokens")])
+        self.progress = {"ppo/update": update + 1, "ppo/episodes": (update + 1) * answers}
+        for name, value in metrics.items():
+            self.averages.add(name, value)
+        if self.on_samples is not None and self.accelerator.is_main_process:
+            self.on_samples(update + 1, samples)
+
+    def _rows_of_step(self, experience: Experience, update: int, step: int) -> list[list[int]]:
+        """Rows of each micro-batch of optimizer step `step`: shuffled over the epoch, alike in length within it."""
+        settings = self.settings
+        epoch, window = divmod(step, self.steps_per_epoch)
+        generator = torch.Generator().manual_seed(mix_seed(self.args.seed, update, epoch, 2))
+        order = torch.randperm(settings.batch_size, generator=generator)
+        rows = order.view(self.steps_per_epoch, -1)[window]
+        lengths = experience.rollout.attention_mask.sum(dim=1).cpu()[rows]
+        rows = rows[lengths.argsort(stable=True)]
+        return [part.tolist() for part in rows.split(settings.mini_batch_size)]
+
+    def _decide_early_stop(self) -> None:
+        """After an epoch: leave the rest of the update out if the policy has moved too far."""
+        total, count = self.accelerator.reduce(self.moved, reduction="sum").tolist()
+        self.moved.zero_()
+        if (
+            self.settings.early_stopping
+            and total / max(count, 1) > EARLY_STOP_FACTOR * self.settings.target_kl
+        ):
+            self.stopped = True
+
+    # The step
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """A step of the base trainer; nothing at all in an update that was stopped early (no gradient, no step)."""
+        if "skip" in inputs:
+            return torch.zeros((), device=self.args.device)
+        self.timer.open(
+            "optimise"
+        )  # until the next rollout, log line or checkpoint: the optimizer's step is in it
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Clipped policy loss plus `vf_coef` times clipped value loss, over this micro-batch's answer tokens."""
+        settings, mask = self.settings, inputs["mask"]
+        found = model(inputs["input_ids"], inputs["attention_mask"], inputs["response_mask"])
+        logprobs, values = to_rows(found.logprobs, mask), to_rows(found.values, mask)
+        old_logprobs, tokens = inputs["old_logprobs"], mask.sum()
+        with torch.no_grad():
+            self.moved += torch.stack(((old_logprobs - logprobs)[mask].sum(), tokens.float()))
+            too_far = (logprobs - old_logprobs)[mask].exp().sum() / tokens > settings.ratio_threshold
+        # replaced before the exponential: a ratio that overflows makes NaN even of a gradient times zero
+        logprobs = torch.where(too_far, old_logprobs, logprobs)
+        policy = policy_loss(logprobs, old_logprobs, inputs["advantages"], mask, settings.clip_range)
+        value = value_loss(values, inputs["old_values"], inputs["returns"], mask, settings.clip_range_value)
+        total = policy.loss.sum() + settings.vf_coef * value.loss.sum()
+        total = torch.where(too_far, torch.zeros_like(total), total)
+        with torch.no_grad():
+            self.averages.add("policy/loss", policy.loss.sum(), tokens)
+            self.averages.add("policy/ratio", policy.ratio.sum(), tokens)
+            self.averages.add("policy/clipfrac", policy.clipped.sum(), tokens)
+            self.averages.add("policy/approxkl", policy.approxkl.sum(), tokens)
+            self.averages.add("value/loss", value.loss.sum(), tokens)
+            self.averages.add("value/clipfrac", value.clipped.sum(), tokens)
+            self.averages.add("ppo/skipped_minibatches", too_far.float())
+        return self.scale_loss(total, num_items_in_batch)
+
+    # Logging, evaluation, checkpoints
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        self.timer.close()
+        if "loss" in logs:
+            times = self.timer.flush()
+            answers, tokens = (self.written / max(times.get("time/total", 0.0), 1e-9)).tolist()
+            self.written.zero_()
+            speed = {"speed/tokens_per_second": tokens, "speed/samples_per_second": answers}
+            logs = {**logs, **self.progress, **times, **speed}
+        super().log(logs, *args, **kwargs)
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """(None, [B, 4] of score, KL, length and whether it ended for each held-out prompt, a placeholder [B])."""
+        indices = inputs["index"].tolist()
+        rows = [self.eval_dataset[index] for index in indices]
+        seeds = [mix_seed(self.args.seed, index, 3) for index in indices]
+        found = self.maker.evaluate(unwrap(model), PromptBatch(rows, seeds))
+        return None, found, torch.zeros(len(found), device=found.device)
+
+    def _save_checkpoint(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        self.timer.close()
+        # before the rest: a checkpoint counts as complete once trainer_state.json is there, which comes last
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / STATE_FILE).write_text(
+                json.dumps({**self.maker.state_dict(), "layout": self._layout()})
+            )
+        super()._save_checkpoint(model, *args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        state = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
+        for what, now in self._layout().items():
+            if state["layout"][what] != now:
+                raise UserError(
+                    f"--resume_from_checkpoint: the first run had {state['layout'][what]} {what} an update, this one has "
+                    f"{now}; resume with its batch sizes, epochs and number of processes"
+                )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.maker.load_state_dict(state)
+
+    def _layout(self) -> dict[str, int]:
+        """What tells from a number of steps which update it belongs to, and from an update its prompts."""
+        answers = self.settings.batch_size * self.accelerator.num_processes
+        return {"answers": answers, "optimizer steps": self.steps_per_update}
+
+
+def collate_indices(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Evaluation batches of PPO: which rows of the data set, and nothing else."""
+    return {"index": torch.tensor([row["index"] for row in rows])}
