@@ -123,7 +123,7 @@ def test_every_row_is_on_disk_as_soon_as_it_is_logged(tmp_path):
         "    run.log({'loss': 1.0}, step=step)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False, timeout=120)
     assert result.returncode == -signal.SIGKILL
     assert [row["step"] for row in read_metrics(tmp_path).rows] == [1, 2, 3]
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"

@@ -102,7 +102,7 @@ def test_shell_command_runs_once_the_variable_is_set():
     assert SECRET not in line
     environment = {"HUB_TOKEN": "one", "TOKEN": "two words"}
     printed = subprocess.run(
-        ["sh", "-c", line], env=environment, capture_output=True, text=True, check=True
+        ["sh", "-c", line], env=environment, capture_output=True, text=True, check=True, timeout=120
     ).stdout
     assert printed.strip() == str(["--hub-token", "one", "--token=two words", "a b"])
 
@@ -240,7 +240,9 @@ def test_uncaught_exception_is_printed_without_the_secret():
         "install_log_filter(SecretVault([secret]))\n"
         "raise RuntimeError('cannot log in with ' + secret)\n"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
+    )
     assert result.returncode == 1
     assert SECRET not in result.stderr
     assert f"RuntimeError: cannot log in with {REDACTED}" in result.stderr

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from backends import BackendError
+from backends.process_group import leave_process_group
 from launchers import LaunchError
 from rlhf_hw.errors import UserError
 
@@ -29,7 +30,9 @@ def command(name: str) -> Callable[[Command], Command]:
             # libraries' notes to each other about names to come: nothing a user could act on
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
             try:
-                return main(argv)
+                status = main(argv)
+                leave_process_group()
+                return status
             except (UserError, BackendError, LaunchError) as error:
                 rank = os.environ.get("RANK", "0")
                 where = f" [rank {rank}]" if rank != "0" else ""

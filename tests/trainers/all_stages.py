@@ -15,6 +15,8 @@ import torch
 from tiny_models import tiny_model
 from tiny_runs import ppo_settings, ppo_trainer, reward_trainer, roles, sft_trainer, weights
 
+from backends.process_group import leave_process_group
+
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -61,8 +63,7 @@ def main(directory: Path) -> None:
             logs = [row for row in trainer.state.log_history if "loss" in row]
             found = {"weights": weights(trainer.model), "logs": logs, "evaluation": evaluation}
             torch.save(found, directory / f"{name}.pt")
-    if WORLD > 1:
-        torch.distributed.destroy_process_group()
+    leave_process_group()
 
 
 if __name__ == "__main__":
