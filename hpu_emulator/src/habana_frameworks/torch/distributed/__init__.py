@@ -1,0 +1,5 @@
+"""Distributed training."""
+
+from . import hccl
+
+__all__ = ["hccl"]
