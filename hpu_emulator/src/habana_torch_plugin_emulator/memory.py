@@ -1,0 +1,73 @@
+"""torch.hpu memory: bytes in use on an emulated device. What kernels use while they run is not counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from habana_torch_plugin_emulator import _C
+
+Device = int | str | torch.device | None
+
+
+def device_index(device: Device = None) -> int:
+    """The number of an HPU given as number, `hpu:1`, torch.device or None (the current one); else ValueError."""
+    if device is None:
+        return int(_C.current_device())
+    if isinstance(device, int):
+        return device
+    device = torch.device(device)
+    if device.type != "hpu":
+        raise ValueError(f"Expected an hpu device, but got: {device}")
+    return int(_C.current_device()) if device.index is None else device.index
+
+
+def memory_stats(device: Device = None) -> dict[str, Any]:
+    """InUse, MaxInUse and Limit in bytes, NumAllocs and NumFrees, under the vendor's names."""
+    stats: dict[str, Any] = _C.memory_stats(device_index(device))
+    return stats
+
+
+def memory_allocated(device: Device = None) -> int:
+    return int(memory_stats(device)["InUse"])
+
+
+def max_memory_allocated(device: Device = None) -> int:
+    return int(memory_stats(device)["MaxInUse"])
+
+
+def memory_reserved(device: Device = None) -> int:
+    """The same as memory_allocated: the emulator keeps no cache."""
+    return memory_allocated(device)
+
+
+def max_memory_reserved(device: Device = None) -> int:
+    return max_memory_allocated(device)
+
+
+def reset_peak_memory_stats(device: Device = None) -> None:
+    _C.reset_peak(device_index(device))
+
+
+def reset_max_memory_allocated(device: Device = None) -> None:
+    reset_peak_memory_stats(device)
+
+
+def reset_accumulated_memory_stats(device: Device = None) -> None:
+    torch.accelerator.reset_accumulated_memory_stats(device_index(device))
+
+
+def mem_get_info(device: Device = None) -> tuple[int, int]:
+    """Free and total bytes."""
+    stats = memory_stats(device)
+    return max(stats["Limit"] - stats["InUse"], 0), stats["Limit"]
+
+
+def memory_summary(device: Device = None) -> str:
+    return "\n".join(f"{name:<10} {value}" for name, value in memory_stats(device).items())
+
+
+def empty_cache() -> None:
+    """Nothing to do: freed memory goes back to the host at once."""
+    _C.empty_cache()
