@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from backends.shapes import ShapePolicy
+from backends.shapes import RolloutShapes, ShapePolicy
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,14 @@ class Choice:
 
     value: str
     reason: str
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How transformers' `generate` runs on a device: further fields of its config, and further arguments."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,10 @@ class Backend(ABC):
         """Training arguments that follow from the device and that a user does not choose."""
         return {}
 
+    def trainer_arguments(self) -> dict[str, Any]:
+        """What `trainer_class` takes beyond `transformers.Trainer`'s arguments."""
+        return {}
+
     @abstractmethod
     def precision(self, bf16: bool | None, fp16: bool | None) -> Precision:
         """Settle the precision. `None` means the user did not say.
@@ -119,6 +132,15 @@ class Backend(ABC):
     def shape_policy(self, lengths: Sequence[int] = ()) -> ShapePolicy:
         """How batches are padded, given the lengths (tokens) of the examples in the data."""
 
+    def rollout_shapes(self, prompt_lengths: Sequence[int], max_new_tokens: int) -> RolloutShapes:
+        """The widths of PPO's rollouts, given the lengths (tokens) of all prompts and of the longest answer."""
+        policy = self.shape_policy()
+        return RolloutShapes(policy, policy)
+
+    def generation_options(self) -> GenerationOptions:
+        """How `generate` runs here."""
+        return GenerationOptions()
+
     def quantization_config(
         self, bits: int, double_quant: bool, quant_type: str, precision: Precision
     ) -> Any:
@@ -133,9 +155,19 @@ class Backend(ABC):
         )
 
     # Housekeeping
+    def end_graph(self) -> None:
+        """Where operations are collected into graphs: this one is complete, run it. Nothing elsewhere."""
+        return
+
     @abstractmethod
     def seed_everything(self, seed: int) -> None:
         """Seed Python, NumPy and torch, this device's generators included."""
+
+    def forked_random_numbers(self) -> AbstractContextManager[None]:
+        """Inside, random numbers are drawn without moving on torch's streams."""
+        import torch
+
+        return torch.random.fork_rng(devices=[])
 
     @abstractmethod
     def synchronize(self) -> None:

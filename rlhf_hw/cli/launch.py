@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from launchers import LAUNCHERS, LaunchError, LaunchPlan, LaunchRequest, make_plan, run
-from launchers.hosts import Machines, parse_machines, rank_of_this_machine, read_hostfile
-from launchers.machine import this_machine
+from launchers import LAUNCHERS, LaunchError, LaunchRequest
+from launchers.hosts import parse_machines, read_hostfile
+from launchers.script_arguments import device_of
+from launchers.start import start
 
 STAGES = ("sft", "reward", "ppo")
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Plan, print, run; return the exit code of what ran, or 2 where the request cannot be met."""
     arguments = build_parser().parse_args(argv)
     try:
-        return launch(request_from(arguments), dry_run=arguments.dry_run)
+        return start(request_from(arguments), dry_run=arguments.dry_run)
     except LaunchError as error:
         print(f"rlhf-hw launch: {error}", file=sys.stderr)
         return 2
@@ -79,7 +79,9 @@ def request_from(arguments: argparse.Namespace) -> LaunchRequest:
     if not is_stage and not Path(target).is_file():
         raise LaunchError(f"{target}: neither a stage ({', '.join(STAGES)}) nor a file")
     device = arguments.device
-    told = _device_among(passed_on) if is_stage else None
+    told = device_of(passed_on)
+    if not is_stage and told != "hpu":  # another script's --device may mean anything, but hpu has one meaning
+        told = None
     if device == "auto":
         device = told or "auto"
     elif is_stage and told is None:
@@ -103,57 +105,6 @@ def request_from(arguments: argparse.Namespace) -> LaunchRequest:
         master_port=arguments.master_port,
         launcher=arguments.launcher,
     )
-
-
-def _device_among(arguments: Sequence[str]) -> str | None:
-    """The value of a stage's own --device flag ("habana" is its older name for hpu); None without one."""
-    device = None
-    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
-        if word == "--device":
-            device = following
-        elif word.startswith("--device="):
-            device = word.partition("=")[2]
-    return "hpu" if device == "habana" else device
-
-
-def launch(request: LaunchRequest, *, dry_run: bool) -> int:
-    """Print this machine's command and run it; of several machines whose ranks are open, print every one's.
-
-    The commands of the others are for the user to start: launch has no way to reach them.
-
-    Raises:
-        LaunchError: the request cannot be met, or this machine is none of those named.
-    """
-    machines, rank = request.machines, request.machine_rank
-    machine = this_machine()
-    if machines is None or machines.count == 1 or rank is not None:
-        return _print_and_run(make_plan(request, machine), dry_run)
-    plans = [make_plan(replace(request, machine_rank=other), machine) for other in range(machines.count)]
-    rank = rank_of_this_machine(machines)
-    if dry_run or rank is None:
-        for other, plan in enumerate(plans):
-            print(f"# on {_name(machines, other)}\n{plan.shell()}")
-        if rank is None and not dry_run:
-            raise LaunchError(
-                "--machine_rank: this machine is none of those named, so nothing was started; run the lines "
-                "above, one on each machine"
-            )
-        return 0
-    for other, plan in enumerate(plans):
-        if other != rank:
-            print(f"# start it on {_name(machines, other)} too\n{plan.shell()}", file=sys.stderr)
-    return _print_and_run(plans[rank], dry_run)
-
-
-def _name(machines: Machines, rank: int) -> str:
-    return machines.hosts[rank].name if machines.hosts else f"machine {rank}"
-
-
-def _print_and_run(plan: LaunchPlan, dry_run: bool) -> int:
-    """The reason goes to stderr, and so does the command, unless it is all that was asked for."""
-    print(f"# {plan.reason}", file=sys.stderr)
-    print(plan.shell(), file=sys.stdout if dry_run else sys.stderr, flush=True)
-    return 0 if dry_run else run(plan)
 
 
 if __name__ == "__main__":

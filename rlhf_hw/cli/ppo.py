@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from backends.shapes import RolloutShapes
 from rlhf_hw.algorithms.kl import AdaptiveKLController
 from rlhf_hw.arguments.ppo import PPORun, parse_ppo
 from rlhf_hw.cli.entry import command
@@ -71,11 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with session.run_directory() as directory:
         session.backend.seed_everything(session.args.seed)
-        pad_length = session.backend.shape_policy(row_lengths(prompts, "input_ids")).pad_length
+        lengths = [
+            length for rows in (prompts, held_out) if rows for length in row_lengths(rows, "input_ids")
+        ]
+        shapes = session.backend.rollout_shapes(lengths, run.stage.output_max_length)
         scorer = (
             FunctionScorer(function, tokenizer, run.stage.reward_function or "")
             if function is not None
-            else reward_scorer(session, run, tokenizer, pad_length)
+            else reward_scorer(session, run, tokenizer, shapes)
         )
         trainer = trainer_for(PPOMixin, session.backend)(
             model=actor_critic(session, run, tokenizer),
@@ -85,9 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             data_collator=collate_indices,
             processing_class=tokenizer,
             settings=run.stage,
-            engine=GenerateEngine(tokenizer, pad_length),
+            engine=GenerateEngine(tokenizer, shapes, options=session.backend.generation_options()),
             scorer=scorer,
-            pad_length=pad_length,
+            shapes=shapes,
             synchronize=session.backend.synchronize,
             statistics=statistics,
             on_samples=lambda update, rows: directory.log_samples(update * per_update, rows[:SAMPLES_KEPT]),
@@ -196,7 +200,7 @@ def reward_statistics(run: PPORun) -> RewardStatistics | None:
     return statistics
 
 
-def reward_scorer(session: Session, run: PPORun, tokenizer: Any, pad_length: Any) -> Scorer:
+def reward_scorer(session: Session, run: PPORun, tokenizer: Any, shapes: RolloutShapes) -> Scorer:
     """The reward model with its tokenizer."""
     name = run.stage.reward_model_name
     assert name is not None
@@ -209,7 +213,7 @@ def reward_scorer(session: Session, run: PPORun, tokenizer: Any, pad_length: Any
         tokenizer,
         None if shared else own,
         batch_size=4 * run.stage.mini_batch_size,
-        pad_length=pad_length,
+        pad_length=shapes.sequences.pad_length,
     )
     session.say(f"reward: {name}" + ("" if shared else ", with a tokenizer of its own"))
     return scorer

@@ -54,18 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         session.backend.seed_everything(session.args.seed)
         load = session.quantized(session.load_options("--model_name_or_path", trained=True))
         classifier = load_sequence_classifier(name, load, tokenizer.pad_token_id)
+        shapes = session.shape_policy(row_lengths(train, "chosen_input_ids", "rejected_input_ids"))
         trainer = trainer_for(RewardMixin, session.backend)(
             model=RewardModel(session.with_adapter(classifier, "SEQ_CLS")),
             args=session.args,
             train_dataset=train,
             eval_dataset=evaluation,
-            data_collator=PairCollator(
-                tokenizer.pad_token_id,
-                session.backend.shape_policy(
-                    row_lengths(train, "chosen_input_ids", "rejected_input_ids")
-                ).pad_length,
-            ),
+            data_collator=PairCollator(tokenizer.pad_token_id, shapes.pad_length),
             processing_class=tokenizer,
+            shapes=shapes,
         )
         session.train(trainer, directory)
         if not session.args.do_train:

@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from backends import Backend, Precision, resolve
 from backends.base import BackendError
+from backends.shapes import ShapePolicy, padding_share
 from launchers.accelerate import started_alone
 from rlhf_hw.arguments.run import Run
 from rlhf_hw.arguments.training import accepted_fields, training_environment, training_kwargs
@@ -146,6 +147,17 @@ class Session:
         finally:
             if caching:
                 datasets.enable_caching()
+
+    def shape_policy(self, lengths: Sequence[int]) -> ShapePolicy:
+        """The backend's, for rows of these `lengths`; told where it fixes them, with what that costs."""
+        policy = self.backend.shape_policy(lengths)
+        if policy.buckets:
+            share = padding_share(lengths, policy)
+            widths = ", ".join(str(width) for width in policy.buckets)
+            self.say(
+                f"shapes: batches are padded to {widths} tokens; {share:.0%} of each row for itself is padding"
+            )
+        return policy
 
     # Models
     @property

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from backends.shapes import DynamicShapes, ShapePolicy, StaticBuckets
 from rlhf_hw.arguments.sft import SFTRun, parse_sft
 from rlhf_hw.cli.entry import command
 from rlhf_hw.cli.session import Session
@@ -44,14 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if added and len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer))
         model.config.pad_token_id = tokenizer.pad_token_id
-        policy = shape_policy(session, run, train)
+        shapes = shape_policy(session, run, train)
         trainer = trainer_for(SFTMixin, session.backend)(
             model=session.with_adapter(model, "CAUSAL_LM"),
             args=session.args,
             train_dataset=train,
             eval_dataset=evaluation,
-            data_collator=SFTCollator(tokenizer.pad_token_id, policy),
+            data_collator=SFTCollator(tokenizer.pad_token_id, shapes.pad_length),
             processing_class=tokenizer,
+            shapes=shapes,
         )
         session.train(trainer, directory)
     return 0
@@ -115,11 +117,14 @@ def shortened(session: Session, run: SFTRun, rows: Any, tokenizer: Any) -> Any:
     return result.dataset
 
 
-def shape_policy(session: Session, run: SFTRun, train: Any) -> Any:
+def shape_policy(session: Session, run: SFTRun, train: Any) -> ShapePolicy:
     """How batches are padded: as the backend wants, or always to the maximum where the flag says so."""
-    if run.data.pad_to_max_length:
-        return lambda _longest: run.data.max_seq_length
-    return session.backend.shape_policy(row_lengths(train, "input_ids")).pad_length
+    lengths = row_lengths(train, "input_ids")
+    if not run.data.pad_to_max_length:
+        return session.shape_policy(lengths)
+    longest = run.data.max_seq_length
+    may_vary = session.backend.shape_policy(lengths).may_vary
+    return DynamicShapes(at_least=longest) if may_vary else StaticBuckets((longest,))
 
 
 if __name__ == "__main__":

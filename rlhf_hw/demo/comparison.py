@@ -83,10 +83,10 @@ def _answers(
     options = LoadOptions(flag="--output_dir", attention=attention)
     tokenizer: Any = load_tokenizer(str(directory), options)
     model = load_policy(str(directory), options).to(backend.device)
-    engine = GenerateEngine(tokenizer, backend.shape_policy().pad_length)
+    ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    shapes = backend.rollout_shapes([len(row) for row in ids], max_new_tokens)
+    engine = GenerateEngine(tokenizer, shapes, options=backend.generation_options())
     seeds = [mix_seed(seed, number) for number in range(len(prompts))]
-    rollout = engine.generate(
-        model, [tokenizer(prompt)["input_ids"] for prompt in prompts], Sampling(max_new_tokens), seeds
-    )
+    rollout = engine.generate(model, ids, Sampling(max_new_tokens), seeds)
     texts = rollout.texts(tokenizer)
     return [Answer(text, gold_score(prompt, text)) for prompt, text in zip(prompts, texts, strict=True)]

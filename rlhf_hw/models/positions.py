@@ -8,7 +8,7 @@ module (Llama, GPT-2, OPT, Qwen, …), inside PEFT, DDP and autocast, and keeps 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -23,6 +23,38 @@ class SelectedLogits(NamedTuple):
     hidden: torch.Tensor
 
 
+class Positions(NamedTuple):
+    """N places in a batch [B, T]: place n lies in row `rows[n]` and column `columns[n]`. Indexes as a tuple does."""
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+
+#: Which outputs of a batch are wanted: a mask [B, T] (bool), or places. A mask gives as many as it marks, a number
+#: that only the data knows; places give as many as there are of them, whatever the data.
+Selection: TypeAlias = "torch.Tensor | Positions"
+
+
+def every_position(batch: int, length: int, device: torch.device) -> Positions:
+    """All B·T places of a batch, row by row."""
+    places = torch.arange(batch * length, device=device)
+    return Positions(places // length, places % length)
+
+
+def answer_positions(response_mask: torch.Tensor, width: int) -> tuple[Positions, Positions]:
+    """(outputs that predict the answers' tokens, the tokens themselves): B·width places each, whatever the data.
+
+    `response_mask` [B, T] (bool) marks one answer a row, of at most `width` tokens and not in the first column.
+    Places beyond an answer's end are somewhere in its row: for the caller to mask.
+    """
+    batch, length = response_mask.shape
+    starts = response_mask.int().argmax(dim=1, keepdim=True)
+    columns = (starts + torch.arange(width, device=starts.device)).clamp(max=length - 1)
+    rows = torch.arange(batch, device=starts.device)[:, None].expand(batch, width)
+    tokens = Positions(rows.reshape(-1), columns.reshape(-1))
+    return Positions(tokens.rows, (tokens.columns - 1).clamp(min=0)), tokens
+
+
 def next_token_positions(targets: torch.Tensor) -> torch.Tensor:
     """Positions [B, T] whose output predicts a target, given which tokens [B, T] (bool) are targets.
 
@@ -34,15 +66,16 @@ def next_token_positions(targets: torch.Tensor) -> torch.Tensor:
     return moved
 
 
-def logits_at(model: nn.Module, where: torch.Tensor, **inputs: Any) -> SelectedLogits:
-    """Run `model(**inputs)` and return logits and head inputs at the positions `where` [B, T] (bool).
+def logits_at(model: nn.Module, where: Selection, **inputs: Any) -> SelectedLogits:
+    """Run `model(**inputs)` and return logits and head inputs at the positions `where`.
 
     `model` may be wrapped (PEFT, DDP). Virtual tokens that prompt tuning puts in front are passed over.
     """
     captured: list[torch.Tensor] = []
+    length = inputs["input_ids"].shape[1]
 
     def select(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        hidden = args[0][:, -where.shape[1] :][where]
+        hidden = args[0][:, -length:][where]
         captured.append(hidden)
         return (hidden, *args[1:])
 

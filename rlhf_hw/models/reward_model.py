@@ -13,6 +13,7 @@ from torch import nn
 
 from rlhf_hw.compat.activation_checkpointing import RecomputesActivations
 from rlhf_hw.errors import UserError
+from rlhf_hw.models.positions import Selection
 from rlhf_hw.models.weights import load_weights_into
 from rlhf_hw.models.wrapping import part_of_state, without_adapters
 
@@ -80,9 +81,9 @@ class RewardModel(RecomputesActivations, nn.Module):
         return self._head(hidden[rows, last_real_token(attention_mask)])
 
     def values_at(
-        self, where: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+        self, where: Selection, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> torch.Tensor:
-        """Head outputs [N], fp32, at the positions `where` [B, T] (bool): the model as a critic."""
+        """Head outputs [N], fp32, at the positions `where`: the model as a critic."""
         return self._head(self.hidden_states(input_ids, attention_mask)[where])
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:

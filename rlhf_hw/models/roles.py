@@ -18,7 +18,7 @@ from torch import nn
 from rlhf_hw.algorithms.kl import per_token_kl
 from rlhf_hw.algorithms.losses import entropy_from_logits, selective_log_softmax
 from rlhf_hw.compat.activation_checkpointing import RecomputesActivations
-from rlhf_hw.models.positions import logits_at, next_token_positions
+from rlhf_hw.models.positions import Selection, answer_positions, logits_at, next_token_positions
 from rlhf_hw.models.reward_model import RewardModel
 from rlhf_hw.models.weights import load_weights_into, save_weights
 from rlhf_hw.models.wrapping import is_peft, part_of_state
@@ -28,7 +28,11 @@ CRITIC_DIRECTORY = "critic"
 
 
 class TokenStatistics(NamedTuple):
-    """One number for each of the N response tokens of a batch, row by row, fp32: [N] each."""
+    """One number for each of N response tokens of a batch, row by row, fp32: [N] each.
+
+    N is the number of response tokens; or, where an answer width R is given, B·R, what lies beyond an answer's end
+    meaning nothing.
+    """
 
     logprobs: torch.Tensor
     entropy: torch.Tensor
@@ -49,17 +53,25 @@ class ValueHead(nn.Module):
             return self.linear(hidden.float()).squeeze(-1)
 
 
+def answer_tokens(response_mask: torch.Tensor, answer_width: int | None) -> tuple[Selection, Selection]:
+    """(outputs that predict the answers' tokens, the tokens themselves); see `TokenStatistics` for their number."""
+    if answer_width is None:
+        return next_token_positions(response_mask), response_mask
+    return answer_positions(response_mask, answer_width)
+
+
 def token_logprobs(
     policy: nn.Module,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
-    targets: torch.Tensor,
+    response_mask: torch.Tensor,
     temperature: float,
+    answer_width: int | None = None,
 ) -> torch.Tensor:
-    """Log-probabilities [N] of the target tokens (bool [B, T]) under softmax(logits / temperature)."""
-    where = next_token_positions(targets)
+    """Log-probabilities [N] of the response tokens (bool [B, T]) under softmax(logits / temperature)."""
+    where, tokens = answer_tokens(response_mask, answer_width)
     logits = logits_at(policy, where, input_ids=input_ids, attention_mask=attention_mask).logits
-    return selective_log_softmax(logits / temperature, input_ids[targets])
+    return selective_log_softmax(logits / temperature, input_ids[tokens])
 
 
 class ActorCritic(RecomputesActivations, nn.Module):
@@ -100,13 +112,17 @@ class ActorCritic(RecomputesActivations, nn.Module):
         return self.policy.config
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_mask: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        response_mask: torch.Tensor,
+        answer_width: int | None = None,
     ) -> TokenStatistics:
         """Log-probability and entropy of each response token and the value of the state before it.
 
         `input_ids`, `attention_mask` [B, T] right padded; `response_mask` [B, T] (bool) marks response tokens.
         """
-        where = next_token_positions(response_mask)
+        where, tokens = answer_tokens(response_mask, answer_width)
         logits, hidden = logits_at(self.policy, where, input_ids=input_ids, attention_mask=attention_mask)
         logits = logits / self.temperature
         if self.critic is not None:
@@ -114,18 +130,24 @@ class ActorCritic(RecomputesActivations, nn.Module):
         else:
             assert self.value_head is not None
             values = self.value_head(hidden)
-        logprobs = selective_log_softmax(logits, input_ids[response_mask])
+        logprobs = selective_log_softmax(logits, input_ids[tokens])
         with torch.no_grad():
             entropy = entropy_from_logits(logits)
         return TokenStatistics(logprobs, entropy, values)
 
     @torch.no_grad()
     def reference_logprobs(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_mask: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        response_mask: torch.Tensor,
+        answer_width: int | None = None,
     ) -> torch.Tensor:
         """Log-probabilities [N] of the response tokens under the reference."""
         with self._as_reference() as model:
-            return token_logprobs(model, input_ids, attention_mask, response_mask, self.temperature)
+            return token_logprobs(
+                model, input_ids, attention_mask, response_mask, self.temperature, answer_width
+            )
 
     @torch.no_grad()
     def divergence(
@@ -133,11 +155,12 @@ class ActorCritic(RecomputesActivations, nn.Module):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         response_mask: torch.Tensor,
+        answer_width: int | None = None,
         *,
         estimator: str,
     ) -> torch.Tensor:
         """KL terms [N] by an estimator that looks at whole distributions (`kl.NEEDS_LOGITS`)."""
-        where = next_token_positions(response_mask)
+        where, _ = answer_tokens(response_mask, answer_width)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         logits = logits_at(self.policy, where, **inputs).logits / self.temperature
         with self._as_reference() as model:

@@ -60,11 +60,11 @@ class Rollout:
         """Which answers [B] (bool) ended by an end token."""
         return self.stop_reasons == StopReason.EOS
 
-    def response_mask_padded(self) -> torch.Tensor:
-        """[B, R] (bool): true on the first `response_lengths` columns, R = longest answer."""
+    def response_mask_padded(self, width: int | None = None) -> torch.Tensor:
+        """[B, R] (bool): true on the first `response_lengths` columns; R = `width`, or else the longest answer."""
         lengths = self.response_lengths
-        longest = int(lengths.max())
-        return torch.arange(longest, device=lengths.device) < lengths[:, None]
+        columns = int(lengths.max()) if width is None else width
+        return torch.arange(columns, device=lengths.device) < lengths[:, None]
 
     def response_ids(self) -> list[list[int]]:
         """Token ids of each answer."""

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import (
-    MinNewTokensLengthLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
+from backends.base import GenerationOptions
+from backends.shapes import RolloutShapes
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.wrapping import virtual_tokens, without_adapters
 from rlhf_hw.rollout.engine import Rollout, Sampling, assemble, end_token_ids
-from rlhf_hw.rollout.sampling import InverseCDFProcessor, uniforms
+from rlhf_hw.rollout.sampling import InverseCDFProcessor, MinimumLength, uniforms
 
 
 class GenerateEngine:
@@ -27,16 +28,23 @@ class GenerateEngine:
 
     Args:
         tokenizer: of the policy.
-        pad_length: the backend's shape policy.
+        shapes: the widths of a rollout. Where they may not vary, every answer runs to its full length, and is cut at
+            its first end token afterwards.
         batch_size: prompts a call of `generate`; None takes all at once (the fastest, if memory allows).
+        options: the backend's: how `generate` runs on its device.
     """
 
     def __init__(
-        self, tokenizer: Any, pad_length: Callable[[int], int] = lambda n: n, batch_size: int | None = None
+        self,
+        tokenizer: Any,
+        shapes: RolloutShapes | None = None,
+        batch_size: int | None = None,
+        options: GenerationOptions | None = None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.pad_length = pad_length
+        self.shapes = shapes or RolloutShapes()
         self.batch_size = batch_size
+        self.options = options or GenerationOptions()
 
     @torch.no_grad()
     def generate(
@@ -61,7 +69,8 @@ class GenerateEngine:
         finally:
             policy.train(was_training)
         ends = end_token_ids(self.tokenizer, policy)
-        return assemble(prompts, responses, ends, self.tokenizer.pad_token_id, self.pad_length, policy.device)
+        pad_length = self.shapes.sequences.pad_length
+        return assemble(prompts, responses, ends, self.tokenizer.pad_token_id, pad_length, policy.device)
 
     def _check(self, policy: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
         longest = max(len(prompt) for prompt in prompts)
@@ -96,43 +105,44 @@ class GenerateEngine:
         device = policy.device
         width = max(len(prompt) for prompt in prompts)
         if not virtual_tokens(policy):
-            width = self.pad_length(width)
+            width = self.shapes.prompts.pad_length(width)
         input_ids = torch.full((len(prompts), width), self.tokenizer.pad_token_id, dtype=torch.long)
         attention_mask = torch.zeros_like(input_ids)
         for i, prompt in enumerate(prompts):
             input_ids[i, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
             attention_mask[i, width - len(prompt) :] = 1
         config = self._config(policy, sampling)
-        processors = self._processors(policy, sampling, seeds, width, device)
+        processors = self._processors(policy, sampling, seeds, device)
         with _as_generation_config(policy, config):
             sequences = policy.generate(
                 input_ids=input_ids.to(device),
                 attention_mask=attention_mask.to(device),
                 generation_config=config,
                 logits_processor=processors,
+                **self.options.arguments,
             )
-        return sequences[:, width:].tolist()
+        return sequences[:, width : width + sampling.max_new_tokens].tolist()
 
     def _config(self, policy: Any, sampling: Sampling) -> GenerationConfig:
-        """A config of our own, without what PPO knows nothing of."""
-        return GenerationConfig(
+        """A config of our own, of the model's class, without what PPO knows nothing of."""
+        ends = sorted(end_token_ids(self.tokenizer, policy))
+        return type(without_adapters(policy).generation_config)(
             max_new_tokens=sampling.max_new_tokens,
             do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=sorted(end_token_ids(self.tokenizer, policy)),
+            eos_token_id=ends if self.shapes.may_vary else None,
             bos_token_id=self.tokenizer.bos_token_id,
             use_cache=True,
+            **self.options.config,
         )
 
     def _processors(
-        self, policy: Any, sampling: Sampling, seeds: Sequence[int], width: int, device: torch.device
+        self, policy: Any, sampling: Sampling, seeds: Sequence[int], device: torch.device
     ) -> LogitsProcessorList:
         processors = LogitsProcessorList()
         if sampling.min_new_tokens:
             ends = sorted(end_token_ids(self.tokenizer, policy))
-            processors.append(
-                MinNewTokensLengthLogitsProcessor(width, sampling.min_new_tokens, ends, device=device)
-            )
+            processors.append(MinimumLength(sampling.min_new_tokens, ends, device))
         if sampling.repetition_ngram:
             processors.append(NoRepeatNGramLogitsProcessor(sampling.repetition_ngram))
         if sampling.temperature > 0:
@@ -142,7 +152,7 @@ class GenerateEngine:
                 processors.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1:
                 processors.append(TopPLogitsWarper(sampling.top_p))
-            processors.append(InverseCDFProcessor(uniforms(seeds, sampling.max_new_tokens, device), width))
+            processors.append(InverseCDFProcessor(uniforms(seeds, sampling.max_new_tokens, device)))
         return processors
 
 

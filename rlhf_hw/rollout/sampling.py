@@ -38,18 +38,37 @@ def sample_tokens(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return tokens.clamp(max=logits.shape[-1] - 1)
 
 
+class MinimumLength:
+    """A logits processor: no token of `ends` before `minimum` tokens are drawn. Serves one call of `generate`.
+
+    It counts by itself, and on the device: where shapes are static, `input_ids` has its final width from the start,
+    and a step's number must not become part of a graph.
+    """
+
+    def __init__(self, minimum: int, ends: Sequence[int], device: torch.device) -> None:
+        self.minimum = minimum
+        self.ends = torch.tensor(ends, device=device)
+        self.step = torch.zeros(1, dtype=torch.long, device=device)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        too_early = self.step < self.minimum
+        self.step += 1
+        forbidden = scores.index_fill(1, self.ends, float("-inf"))
+        return torch.where(too_early, forbidden, scores)
+
+
 class InverseCDFProcessor:
     """A logits processor for `generate(do_sample=False)`: leaves exactly the drawn token of each row possible.
 
-    `prompt_width` is the number of columns before the first new token.
+    Serves one call of `generate`, whose steps it counts as `MinimumLength` does. `uniform`: [B, steps].
     """
 
-    def __init__(self, uniform: torch.Tensor, prompt_width: int) -> None:
+    def __init__(self, uniform: torch.Tensor) -> None:
         self.uniform = uniform
-        self.prompt_width = prompt_width
+        self.step = torch.zeros(1, dtype=torch.long, device=uniform.device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        step = input_ids.shape[1] - self.prompt_width
-        tokens = sample_tokens(scores, self.uniform[:, step])
+        tokens = sample_tokens(scores, self.uniform.index_select(1, self.step).squeeze(1))
+        self.step += 1
         chosen = torch.full_like(scores, float("-inf"))
         return chosen.scatter_(1, tokens[:, None], 0.0)

@@ -7,4 +7,5 @@ from typing import Any
 
 def trainer_for(stage: type, backend: Any) -> type:
     """`stage` (a mixin such as `SFTMixin`) on top of the backend's trainer class."""
-    return type(stage.__name__.replace("Mixin", "Trainer"), (stage, backend.trainer_class), {})
+    name = stage.__name__.replace("Mixin", "Trainer")
+    return type(name, (stage, backend.trainer_class), {"backend": backend})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,9 @@ import torch
 from torch import nn
 from torch.utils.data import Sampler
 
+from backends import Backend
+from backends.cpu import CPUBackend
+from backends.shapes import DynamicShapes, ShapePolicy
 from rlhf_hw.models.weights import load_weights_into, save_weights
 from rlhf_hw.models.wrapping import unwrap
 from rlhf_hw.rollout.sampling import mix_seed
@@ -20,6 +24,18 @@ if TYPE_CHECKING:
     from transformers import Trainer as TrainerBase
 else:
     TrainerBase = object
+
+
+def at_width(batch: dict[str, Any], length: int, width: int) -> dict[str, Any]:
+    """`batch` with its tensors [B, `length`] cut, or drawn out by their last column, to [B, `width`]."""
+
+    def resized(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dim() < 2 or tensor.shape[1] != length:
+            return tensor
+        rest = tensor[:, -1:].expand(-1, max(0, width - length))
+        return torch.cat([tensor[:, :width], rest], dim=1)
+
+    return {name: resized(value) for name, value in batch.items()}
 
 
 class SeededByEpoch(Sampler[int]):
@@ -50,12 +66,16 @@ class StageMixin(TrainerBase):
     gradient (transformers' mean of means does not: transformers#34191).
     """
 
-    def __init__(self, model: Any, args: Any, **kwargs: Any) -> None:
+    backend: Backend = CPUBackend()
+
+    def __init__(self, model: Any, args: Any, shapes: ShapePolicy | None = None, **kwargs: Any) -> None:
         # One process drives one device, also where it sees several: the base would put them into nn.DataParallel,
         # which knows nothing of step-wide averages. Asking for the device is what settles `n_gpu`.
         if args.device is not None:
             args._n_gpu = min(args.n_gpu, 1)
-        super().__init__(model=model, args=args, **kwargs)
+        super().__init__(model=model, args=args, **self.backend.trainer_arguments(), **kwargs)
+        self.shapes = shapes or DynamicShapes()
+        self.warm = self.shapes.may_vary
         self.averages = RunningAverages()
         self.tokens = TokenRate()
         # Tells the base not to divide the loss by the accumulation steps: `scale_loss` has done it.
@@ -80,7 +100,11 @@ class StageMixin(TrainerBase):
     ) -> tuple[list[Any], torch.Tensor]:
         """The micro-batches of one optimizer step, and their number of items over all processes."""
         batches = list(islice(epoch_iterator, num_batches))
-        items = sum((self.count_items(batch) for batch in batches), torch.tensor(0)).to(device).float()
+        counts = []
+        for batch in batches:
+            counts.append(self.count_items(batch).to(device).float())
+            self.backend.end_graph()
+        items = torch.stack(counts).sum() if counts else torch.zeros((), device=device)
         return batches, self.accelerator.reduce(items, reduction="sum")
 
     #: the name under which optimum-habana's trainer calls it
@@ -95,6 +119,44 @@ class StageMixin(TrainerBase):
         if items is None:
             raise RuntimeError("the trainer did not hand over the number of items of the step")
         return total * self.accelerator.num_processes / items.clamp(min=1)
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The mixed precision of training, for forward passes outside of it: accelerate's, or the base trainer's own."""
+        with self.accelerator.autocast(), self.autocast_smart_context_manager():
+            yield
+
+    # Static shapes
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """A micro-batch's forward and backward pass, on a device that collects graphs as a graph of its own."""
+        if not self.warm:
+            self._warm_up(model, inputs, num_items_in_batch)
+        self.backend.end_graph()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.backend.end_graph()
+        return loss
+
+    def _warm_up(self, model: Any, inputs: dict[str, Any], items: Any) -> None:
+        """Show the device every shape there will be, so that it compiles them all before the first step.
+
+        A first pass also makes what is made once (gradients, accumulators); the second is like all that follow.
+        Nothing of it stays: gradients are dropped, random numbers and averages put back.
+        """
+        self.warm = True
+        length = next(tensor.shape[1] for tensor in inputs.values() if tensor.dim() > 1)
+        with self.backend.forked_random_numbers(), self.averages.nothing_counts():
+            for _ in range(2):
+                for width in self.shapes.buckets or (length,):
+                    batch = at_width(inputs, length, width)
+                    self.backend.end_graph()
+                    self.count_items(batch).to(self.args.device).float()
+                    self.backend.end_graph()
+                    super().training_step(model, batch, items)
+                    self.backend.end_graph()
+        model.zero_grad()
+        self.tokens.clear()
 
     # Logging
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from backends.shapes import RolloutShapes
 from rlhf_hw.algorithms.advantages import gae
 from rlhf_hw.algorithms.kl import NEEDS_LOGITS, AdaptiveKLController, FixedKLController, per_token_kl
 from rlhf_hw.algorithms.masked import Moments, combine, masked_moments, masked_sum, whiten_with
@@ -49,9 +50,9 @@ class Experience:
         """Tokens of each answer [B]."""
         return self.mask.sum(dim=1)
 
-    def minibatch(self, rows: Sequence[int], pad_length: Callable[[int], int]) -> dict[str, torch.Tensor]:
-        """The given rows as inputs of the loss, trimmed to the longest of them."""
-        sequence, answer = widths(self.rollout, rows, pad_length)
+    def minibatch(self, rows: Sequence[int], shapes: RolloutShapes) -> dict[str, torch.Tensor]:
+        """The given rows as inputs of the loss, trimmed to the longest of them where shapes may vary."""
+        sequence, answer = widths(self.rollout, rows, shapes)
         index = torch.as_tensor(rows, device=self.mask.device)
         return {
             "input_ids": self.rollout.input_ids[index, :sequence],
@@ -65,15 +66,19 @@ class Experience:
         }
 
 
-def widths(rollout: Rollout, rows: Sequence[int], pad_length: Callable[[int], int]) -> tuple[int, int]:
-    """Columns that `rows` need: (padded length of the sequences, longest answer)."""
+def widths(rollout: Rollout, rows: Sequence[int], shapes: RolloutShapes) -> tuple[int, int]:
+    """Columns that `rows` get: (of the whole sequences, of the answers)."""
+    if shapes.answer_width is not None:
+        return rollout.input_ids.shape[1], shapes.answer_width
     index = torch.as_tensor(rows, device=rollout.input_ids.device)
-    longest = int(rollout.attention_mask[index].sum(dim=1).max())
-    return min(pad_length(longest), rollout.input_ids.shape[1]), int(rollout.response_lengths[index].max())
+    longest = shapes.sequences.pad_length(int(rollout.attention_mask[index].sum(dim=1).max()))
+    return min(longest, rollout.input_ids.shape[1]), int(rollout.response_lengths[index].max())
 
 
 def to_rows(flat: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Spread one number per real token [N] over [B, R]; zero where `mask` is false. Differentiable."""
+    """One number per real token [N], or per place [B·R], as [B, R]; zero where `mask` is false. Differentiable."""
+    if len(flat) == mask.numel():
+        return torch.where(mask, flat.view(mask.shape), 0.0)
     return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
 
 
@@ -87,7 +92,7 @@ class ExperienceMaker:
         accelerator: gathers statistics over processes.
         autocast: makes the context in which models run.
         timer: told what each phase took.
-        pad_length: the backend's shape policy.
+        shapes: the widths of a rollout.
         statistics: by which raw scores are normalised, if they are.
     """
 
@@ -100,7 +105,7 @@ class ExperienceMaker:
         accelerator: Any,
         autocast: Callable[[], AbstractContextManager[Any]],
         timer: PhaseTimer,
-        pad_length: Callable[[int], int],
+        shapes: RolloutShapes,
         statistics: RewardStatistics | None = None,
     ) -> None:
         self.settings = settings
@@ -110,7 +115,7 @@ class ExperienceMaker:
         self.accelerator = accelerator
         self.autocast = autocast
         self.timer = timer
-        self.pad_length = pad_length
+        self.shapes = shapes
         self.statistics = statistics
         self.running_scores = RunningMoments()
         self.kl_controller = (
@@ -138,7 +143,7 @@ class ExperienceMaker:
             scores = self.scorer(rollout, prompts.rows)
             shaped = self._shape_scores(scores, rollout)
         with self.timer.phase("forward"):
-            mask = rollout.response_mask_padded()
+            mask = rollout.response_mask_padded(self.shapes.answer_width)
             logprobs, values, entropy, kl = self._statistics(model, rollout, mask)
         with self.timer.phase("advantage"):
             coef = self.kl_controller.kl_coef
@@ -157,7 +162,7 @@ class ExperienceMaker:
     def evaluate(self, model: ActorCritic, prompts: PromptBatch) -> torch.Tensor:
         """[B, 4]: raw score, KL (nats an answer), length and whether it ended, of fresh answers."""
         rollout = self._roll_out(model, prompts)
-        mask = rollout.response_mask_padded()
+        mask = rollout.response_mask_padded(self.shapes.answer_width)
         with self.autocast():
             scores = self.scorer(rollout, prompts.rows)
         _, _, _, kl = self._statistics(model, rollout, mask)
@@ -195,12 +200,13 @@ class ExperienceMaker:
         model.eval()
         logprobs, values, entropy, kl = (torch.zeros(mask.shape, device=mask.device) for _ in range(4))
         for rows in self._forward_batches(rollout):
-            sequence, answer = widths(rollout, rows.tolist(), self.pad_length)
+            sequence, answer = widths(rollout, rows.tolist(), self.shapes)
             part = mask[rows, :answer]
             inputs = (
                 rollout.input_ids[rows, :sequence],
                 rollout.attention_mask[rows, :sequence],
                 rollout.response_mask[rows, :sequence],
+                self.shapes.answer_width,
             )
             with self.autocast():
                 found = model(*inputs)

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
+from backends.shapes import RolloutShapes
 from rlhf_hw.algorithms.losses import policy_loss, value_loss
+from rlhf_hw.algorithms.masked import masked_mean, masked_sum
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.reward_model import RewardStatistics
 from rlhf_hw.models.wrapping import unwrap
@@ -61,7 +63,7 @@ class PPOMixin(StageMixin):
     Keyword args beyond the base trainer's:
         settings: the PPO flags.
         engine, scorer: draw answers and score them.
-        pad_length: the backend's shape policy.
+        shapes: the widths of a rollout.
         synchronize: the backend's, for honest timings.
         statistics: of the reward model's scores, to normalise by.
         on_samples: called on the main process with (update, samples) after each rollout.
@@ -74,19 +76,19 @@ class PPOMixin(StageMixin):
         settings: PPOArguments,
         engine: RolloutEngine,
         scorer: Scorer,
-        pad_length: Callable[[int], int],
+        shapes: RolloutShapes,
         synchronize: Callable[[], None],
         statistics: RewardStatistics | None = None,
         on_samples: SampleSink | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"shapes": shapes.sequences, **kwargs})
+        self.rollout_shapes = shapes
         if settings.early_stopping and self.args.fp16:
             raise UserError(
                 "--early_stopping: the loss scaling of --fp16 cannot leave optimizer steps out; use --bf16 or leave one out"
             )
         self.settings = settings
-        self.pad_length = pad_length
         self.on_samples = on_samples
         self.timer = PhaseTimer(synchronize)
         self.compute_metrics = evaluation_metrics
@@ -96,9 +98,9 @@ class PPOMixin(StageMixin):
             engine=engine,
             scorer=scorer,
             accelerator=self.accelerator,
-            autocast=self.accelerator.autocast,
+            autocast=self.autocast,
             timer=self.timer,
-            pad_length=pad_length,
+            shapes=shapes,
             statistics=statistics,
         )
         self.prompts = PromptSchedule(self.train_dataset, self.args.seed)
@@ -141,7 +143,7 @@ class PPOMixin(StageMixin):
             return [{"skip": True}] * ticks, torch.zeros((), device=device)
         assert self.experience is not None
         rows = self._rows_of_step(self.experience, update, step)
-        batches = [self.experience.minibatch(part, self.pad_length) for part in rows]
+        batches = [self.experience.minibatch(part, self.rollout_shapes) for part in rows]
         return batches, self.items_of_step[step]
 
     def _begin_update(self, update: int) -> None:
@@ -203,12 +205,17 @@ class PPOMixin(StageMixin):
     ) -> torch.Tensor:
         """Clipped policy loss plus `vf_coef` times clipped value loss, over this micro-batch's answer tokens."""
         settings, mask = self.settings, inputs["mask"]
-        found = model(inputs["input_ids"], inputs["attention_mask"], inputs["response_mask"])
+        found = model(
+            inputs["input_ids"],
+            inputs["attention_mask"],
+            inputs["response_mask"],
+            self.rollout_shapes.answer_width,
+        )
         logprobs, values = to_rows(found.logprobs, mask), to_rows(found.values, mask)
         old_logprobs, tokens = inputs["old_logprobs"], mask.sum()
         with torch.no_grad():
-            self.moved += torch.stack(((old_logprobs - logprobs)[mask].sum(), tokens.float()))
-            too_far = (logprobs - old_logprobs)[mask].exp().sum() / tokens > settings.ratio_threshold
+            self.moved += torch.stack((masked_sum(old_logprobs - logprobs, mask), tokens.float()))
+            too_far = masked_mean((logprobs - old_logprobs).exp(), mask) > settings.ratio_threshold
         # replaced before the exponential: a ratio that overflows makes NaN even of a gradient times zero
         logprobs = torch.where(too_far, old_logprobs, logprobs)
         policy = policy_loss(logprobs, old_logprobs, inputs["advantages"], mask, settings.clip_range)
@@ -224,6 +231,13 @@ class PPOMixin(StageMixin):
             self.averages.add("value/clipfrac", value.clipped.sum(), tokens)
             self.averages.add("ppo/skipped_minibatches", too_far.float())
         return self.scale_loss(total, num_items_in_batch)
+
+    def count_items(self, batch: dict[str, Any]) -> torch.Tensor:
+        return batch["mask"].sum()
+
+    def _warm_up(self, *args: Any) -> None:
+        super()._warm_up(*args)
+        self.moved.zero_()
 
     # Logging, evaluation, checkpoints
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

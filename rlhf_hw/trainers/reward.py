@@ -67,7 +67,7 @@ class RewardMixin(StageMixin):
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
         """(None, scores [B, 2] of chosen and rejected, a placeholder [B])."""
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad(), self.autocast():
             scores = torch.stack(self._scores(model, inputs), dim=1)
         return None, scores, torch.zeros(len(scores), device=scores.device)
 

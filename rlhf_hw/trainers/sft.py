@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from rlhf_hw.algorithms.losses import selective_log_softmax
+from rlhf_hw.algorithms.masked import masked_sum
 from rlhf_hw.errors import UserError
-from rlhf_hw.models.positions import logits_at, next_token_positions, packed_attention_mask
+from rlhf_hw.models.positions import every_position, logits_at, next_token_positions, packed_attention_mask
 from rlhf_hw.models.wrapping import unwrap, virtual_tokens, without_adapters
 from rlhf_hw.trainers.base import StageMixin
 
@@ -49,13 +50,15 @@ class SFTMixin(StageMixin):
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
         """(None, summed loss [B] in nats, number of targets [B])."""
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad(), self.autocast():
             nll, targets = self._row_losses(model, inputs)
         return None, nll, targets
 
     def _row_losses(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed negative log-likelihood [B] of each row's targets, and how many they are [B]."""
         labels = inputs["labels"]
+        if not self.shapes.may_vary and "sequence_ids" not in inputs:
+            return self._losses_of_every_position(model, inputs)
         targets = labels != IGNORED
         targets[:, 0] = False  # nothing comes before the first token to predict it from
         model_inputs = self._model_inputs(model, inputs)
@@ -65,6 +68,18 @@ class SFTMixin(StageMixin):
         counts = targets.sum(dim=1)
         rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
         return losses.new_zeros(len(counts)).index_add(0, rows, losses), counts
+
+    def _losses_of_every_position(
+        self, model: Any, inputs: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same by a head on all positions: how many targets a batch has would be one more shape."""
+        labels = inputs["labels"][:, 1:]
+        batch, length = labels.shape
+        where = every_position(batch, length, labels.device)
+        logits = logits_at(model, where, **self._model_inputs(model, inputs)).logits
+        targets = labels != IGNORED
+        losses = -selective_log_softmax(logits, labels.clamp(min=0).reshape(-1)).view(batch, length)
+        return masked_sum(losses, targets, dim=1), targets.sum(dim=1)
 
     def _model_inputs(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         if "sequence_ids" not in inputs:

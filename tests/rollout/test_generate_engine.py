@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 
+from backends.shapes import DynamicShapes, RolloutShapes
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.positions import logits_at, next_token_positions
 from rlhf_hw.rollout.engine import Rollout, Sampling, StopReason
@@ -89,7 +90,7 @@ def test_an_answer_depends_on_its_prompt_and_seed_alone(
     assert answers(model, word_tokenizer, PROMPTS[::-1], SEEDS[::-1])[::-1] == together
     for batch in (1, 3):
         assert answers(model, word_tokenizer, PROMPTS, SEEDS, batch=batch) == together
-    padded = GenerateEngine(word_tokenizer, pad_length=lambda n: n + 7)
+    padded = GenerateEngine(word_tokenizer, RolloutShapes(DynamicShapes(at_least=13), DynamicShapes(7)))
     assert padded.generate(model, PROMPTS, Sampling(12), SEEDS).response_ids() == together
     torch.manual_seed(999)  # the global stream has no part in it
     torch.rand(5)
@@ -186,7 +187,7 @@ def test_a_sampled_pad_token_is_part_of_the_answer(
 def test_the_record_holds_prompts_then_answers_right_padded(
     make_model: Callable[..., Any], word_tokenizer: Any
 ) -> None:
-    rollout: Rollout = GenerateEngine(word_tokenizer, pad_length=lambda n: -(-n // 8) * 8).generate(
+    rollout: Rollout = GenerateEngine(word_tokenizer, RolloutShapes(sequences=DynamicShapes(8))).generate(
         flat(make_model()), PROMPTS, Sampling(12), SEEDS
     )
     assert rollout.input_ids.shape[1] % 8 == 0

@@ -39,7 +39,7 @@ def test_half_precision_logits_are_summed_in_fp32() -> None:
 
 
 def test_the_processor_leaves_the_drawn_token_alone_possible() -> None:
-    processor = InverseCDFProcessor(torch.tensor([[0.1, 0.9], [0.9, 0.1]]), prompt_width=3)
+    processor = InverseCDFProcessor(torch.tensor([[0.1, 0.9], [0.9, 0.1]]))
     scores = torch.zeros(2, 4)
     first = processor(torch.zeros(2, 3, dtype=torch.long), scores)
     second = processor(torch.zeros(2, 4, dtype=torch.long), scores)

@@ -9,6 +9,7 @@ import torch
 from tiny_models import word_tokenizer
 from tiny_runs import ppo_settings, ppo_trainer, prompt_rows, roles, word_score
 
+from backends.shapes import DynamicShapes, RolloutShapes
 from rlhf_hw.models.reward_model import RewardStatistics
 from rlhf_hw.models.roles import ActorCritic
 from rlhf_hw.rollout.engine import Rollout, Sampling, StopReason
@@ -232,11 +233,14 @@ def test_a_minibatch_is_trimmed_to_its_own_longest_row(tmp_path: Path) -> None:
     found, _, _ = experience(tmp_path, moved(roles(adapter=True)), output_max_length=12)
     lengths = found.rollout.attention_mask.sum(1)
     shortest = lengths.argsort()[:2].tolist()
-    batch = found.minibatch(shortest, lambda n: n)
+    batch = found.minibatch(shortest, RolloutShapes())
     assert batch["input_ids"].shape == (2, int(lengths[shortest].max()))
     assert batch["mask"].shape == (2, int(found.lengths()[shortest].max()))
     assert batch["mask"].sum() == batch["response_mask"].sum() == found.lengths()[shortest].sum()
-    assert widths(found.rollout, shortest, lambda n: 10_000)[0] == found.rollout.input_ids.shape[1]
+    assert (
+        widths(found.rollout, shortest, RolloutShapes(sequences=DynamicShapes(10_000)))[0]
+        == found.rollout.input_ids.shape[1]
+    )
 
 
 def test_spreading_tokens_over_rows_keeps_their_order_and_gradient() -> None:

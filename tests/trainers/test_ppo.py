@@ -13,6 +13,7 @@ from tiny_models import word_tokenizer
 from tiny_runs import ppo_settings, ppo_trainer, roles, weights
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
+from backends.shapes import RolloutShapes
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.roles import ActorCritic
 from rlhf_hw.rollout.engine import Rollout
@@ -237,7 +238,7 @@ def test_early_stopping_with_loss_scaling_is_refused(tmp_path: Path, monkeypatch
             settings=ppo_settings(early_stopping=True),
             engine=None,
             scorer=None,
-            pad_length=None,
+            shapes=RolloutShapes(),
             synchronize=None,
         )
 
@@ -247,7 +248,7 @@ def test_a_minibatch_whose_ratio_exploded_gives_no_gradient(tmp_path: Path, jump
     """Also where the ratio overflows: exp(200) is infinite in fp32."""
     trainer = ppo_trainer(tmp_path, roles(separate=True), ppo_settings(mini_batch_size=8))
     trainer._begin_update(0)
-    batch = trainer.experience.minibatch(range(8), lambda n: n)
+    batch = trainer.experience.minibatch(range(8), RolloutShapes())
     batch["old_logprobs"] = batch["old_logprobs"] - jump
     loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(8.0))
     loss.backward()
@@ -261,7 +262,7 @@ def test_a_minibatch_whose_ratio_exploded_gives_no_gradient(tmp_path: Path, jump
 def test_a_minibatch_below_the_threshold_is_learnt_from(tmp_path: Path) -> None:
     trainer = ppo_trainer(tmp_path, roles(separate=True), ppo_settings(mini_batch_size=8))
     trainer._begin_update(0)
-    batch = trainer.experience.minibatch(range(8), lambda n: n)
+    batch = trainer.experience.minibatch(range(8), RolloutShapes())
     batch["old_logprobs"] = batch["old_logprobs"] - math.log(9.0)
     trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(8.0)).backward()
     assert any(p.grad.any() for p in trainer.model.parameters() if p.grad is not None)

@@ -11,6 +11,7 @@ from tiny_models import tiny_model, word_tokenizer
 from transformers import TrainingArguments
 
 import backends
+from backends.shapes import DynamicShapes, RolloutShapes, ShapePolicy
 from rlhf_hw.arguments.ppo import PPOArguments
 from rlhf_hw.data.collate import PairCollator, SFTCollator
 from rlhf_hw.models.reward_model import RewardModel
@@ -107,23 +108,31 @@ def arguments(directory: Path, **overrides: Any) -> TrainingArguments:
     return TrainingArguments(**{**settings, **overrides})
 
 
-def sft_trainer(directory: Path, model: Any, rows: Any = None, **overrides: Any) -> Any:
+def sft_trainer(
+    directory: Path, model: Any, rows: Any = None, shapes: ShapePolicy | None = None, **overrides: Any
+) -> Any:
+    shapes = shapes or DynamicShapes()
     return trainer_for(SFTMixin, backends.resolve("cpu"))(
         model=model,
         args=arguments(directory, **overrides),
         train_dataset=sft_rows() if rows is None else rows,
         eval_dataset=sft_rows(seed=1),
-        data_collator=SFTCollator(0),
+        data_collator=SFTCollator(0, shapes.pad_length),
+        shapes=shapes,
     )
 
 
-def reward_trainer(directory: Path, model: Any, rows: Any = None, **overrides: Any) -> Any:
+def reward_trainer(
+    directory: Path, model: Any, rows: Any = None, shapes: ShapePolicy | None = None, **overrides: Any
+) -> Any:
+    shapes = shapes or DynamicShapes()
     return trainer_for(RewardMixin, backends.resolve("cpu"))(
         model=RewardModel(model),
         args=arguments(directory, **overrides),
         train_dataset=pair_rows() if rows is None else rows,
         eval_dataset=pair_rows(5, seed=1),
-        data_collator=PairCollator(0),
+        data_collator=PairCollator(0, shapes.pad_length),
+        shapes=shapes,
     )
 
 
@@ -148,8 +157,10 @@ def ppo_trainer(
     rows: Any = None,
     statistics: Any = None,
     world_size: int = 1,
+    shapes: RolloutShapes | None = None,
     **overrides: Any,
 ) -> Any:
+    shapes = shapes or RolloutShapes()
     settings = settings or ppo_settings()
     per_update = steps_per_update(settings, overrides.get("gradient_accumulation_steps", 1))
     counted = {
@@ -166,9 +177,9 @@ def ppo_trainer(
         data_collator=collate_indices,
         processing_class=tokenizer,
         settings=settings,
-        engine=GenerateEngine(tokenizer),
+        engine=GenerateEngine(tokenizer, shapes),
         scorer=scorer,
-        pad_length=lambda n: n,
+        shapes=shapes,
         synchronize=lambda: None,
         statistics=statistics,
     )
