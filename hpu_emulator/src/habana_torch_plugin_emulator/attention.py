@@ -180,7 +180,7 @@ def recompute_enabled() -> bool:
     return _KernelChoice.recompute
 
 
-class sdp_kernel:  # noqa: N801 (the vendor's name)
+class sdp_kernel:
     """`with sdp_kernel(enable_recompute=True):` makes `FusedSDPA` inside recompute its probabilities in the backward pass."""
 
     def __init__(self, enable_recompute: bool = False) -> None:

@@ -55,17 +55,17 @@ def cast_from_fp8(
 
 
 def fp8_gemm_v2(
-    A: Tensor,  # noqa: N803 (the device's argument names)
-    trans_A: bool,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    trans_B: bool,  # noqa: N803
-    D: Tensor | None = None,  # noqa: N803
+    A: Tensor,
+    trans_A: bool,
+    B: Tensor,
+    trans_B: bool,
+    D: Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
-    A_scale_inv: Tensor | None = None,  # noqa: N803
-    B_scale_inv: Tensor | None = None,  # noqa: N803
+    A_scale_inv: Tensor | None = None,
+    B_scale_inv: Tensor | None = None,
     bias: Tensor | None = None,
     accumulate: bool = False,
-    B_scale_shape: object = None,  # noqa: N803
+    B_scale_shape: object = None,
 ) -> Tensor:
     """(A A_scale_inv) (B B_scale_inv) + bias in `out_dtype`, added to D when `accumulate`; products are summed in fp32."""
     if B_scale_shape is not None:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-
 from habana_torch_plugin_emulator import accounting
 
 from .. import hpu

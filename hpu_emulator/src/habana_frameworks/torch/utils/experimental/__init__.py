@@ -5,7 +5,7 @@ from enum import Enum
 from habana_torch_plugin_emulator import device as hpu
 
 
-class synDeviceType(Enum):  # noqa: N801 (the vendor's name)
+class synDeviceType(Enum):
     synDeviceGaudi = 1
     synDeviceGaudi2 = 4
     synDeviceGaudi3 = 5
