@@ -42,7 +42,10 @@ def plan(job: Job) -> LaunchPlan:
         port = job.master_port if job.master_port is not None else free_port()
         command.append(f"--main_process_port={port}")
     environment = {"ACCELERATE_USE_CPU": "true"} if job.backend == "cpu" else {}
-    return LaunchPlan([*command, *job.target], environment, f"accelerate starts {job.world_size} processes")
+    several = job.world_size > 1
+    target = job.ranked_target if several else job.target
+    reason = f"accelerate starts {job.world_size} process{'es' * several}"
+    return LaunchPlan([*command, *target], environment, reason, several=several)
 
 
 def started_alone(environ: Mapping[str, str]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launchers.errors import LaunchError
@@ -24,10 +24,14 @@ class Host:
 
 @dataclass(frozen=True)
 class Machines:
-    """The machines of a job in the order of their ranks. `hosts` is empty where only their number is known."""
+    """The machines of a job in the order of their ranks. `hosts` is empty where only their number is known.
+
+    `hostfile` is where they stand, for launchers that read it themselves.
+    """
 
     count: int
     hosts: tuple[Host, ...] = ()
+    hostfile: str | None = field(default=None, compare=False)
 
 
 def parse_hostfile(text: str, file_name: str) -> Machines:
@@ -66,7 +70,7 @@ def read_hostfile(path: str) -> Machines:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not text"
         raise LaunchError(f"--hostfile {path}: {reason}; give a file of 'host slots=8' lines") from error
-    return parse_hostfile(text, path)
+    return replace(parse_hostfile(text, path), hostfile=path)
 
 
 def parse_machines(value: str) -> Machines:

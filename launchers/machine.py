@@ -30,12 +30,19 @@ class NvidiaGpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a launcher needs to know of the machine it runs on."""
+    """What a launcher needs to know of the machine it runs on.
+
+    `sockets`: cores of each processor socket. `confined`: what keeps this process from a part of them, "" if nothing
+    does. `emulated`: the Gaudis are CPU memory.
+    """
 
     cores: int
     core_reason: str
     nvidia_gpus: tuple[NvidiaGpu, ...] = ()
     gaudis: int = 0
+    sockets: tuple[int, ...] = ()
+    confined: str = ""
+    emulated: bool = False
 
     @property
     def backend(self) -> str:
@@ -54,8 +61,16 @@ def this_machine(environ: Mapping[str, str] = os.environ, root: Path = Path("/")
     affinity = (
         os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     )
-    cores, reason = usable_cores(physical_cores(affinity, root), cpu_quota(root))
-    return Machine(cores, reason, nvidia_gpus(environ, root), gaudis(environ, root))
+    quota = cpu_quota(root)
+    cores, reason = usable_cores(physical_cores(affinity, root), quota)
+    return Machine(
+        cores,
+        reason,
+        nvidia_gpus(environ, root),
+        gaudis(environ, root),
+        sockets=cores_of_sockets(affinity, root),
+        confined=confinement(affinity, quota, root),
+    )
 
 
 # Processor and memory
@@ -65,6 +80,33 @@ def physical_cores(cpus: set[int], root: Path = Path("/")) -> int:
     """Cores behind the logical CPUs a process may run on: hyperthreads of one core do no arithmetic in parallel."""
     topology = root / "sys/devices/system/cpu"
     return len({_read(topology / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus})
+
+
+def cores_of_sockets(cpus: set[int], root: Path = Path("/")) -> tuple[int, ...]:
+    """Physical cores behind the CPUs, a number for each socket that has any."""
+    sockets: dict[str, set[int]] = {}
+    for cpu in cpus:
+        package = _read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/physical_package_id")
+        sockets.setdefault(package, set()).add(cpu)
+    return tuple(physical_cores(sockets[package], root) for package in sorted(sockets))
+
+
+def confinement(cpus: set[int], quota: float | None, root: Path = Path("/")) -> str:
+    """What keeps the process from some of the machine's CPUs: a quota, or an affinity mask; "" if nothing does."""
+    online = cpu_list(_read(root / "sys/devices/system/cpu/online"))
+    if quota is not None and quota < len(cpus):
+        return f"a cgroup quota of {quota:g} of {len(cpus)} CPUs"
+    if len(online) > len(cpus):
+        return f"an affinity mask of {len(cpus)} of {len(online)} CPUs"
+    return ""
+
+
+def cpu_list(text: str) -> set[int]:
+    """Read the kernel's list of CPUs: "0-3,8" gives 0, 1, 2, 3 and 8."""
+    cpus: set[int] = set()
+    for first, last in re.findall(r"(\d+)(?:-(\d+))?", text):
+        cpus.update(range(int(first), int(last or first) + 1))
+    return cpus
 
 
 def usable_cores(allowed: int, quota: float | None) -> tuple[int, str]:
@@ -148,7 +190,7 @@ def nvidia_gpus(environ: Mapping[str, str], root: Path = Path("/")) -> tuple[Nvi
 
     Asks `nvidia-smi -L` where it is installed and answers, and else counts /dev/nvidia0, /dev/nvidia1, …
     """
-    found = parse_nvidia_smi(_output("nvidia-smi", "-L", path=environ.get("PATH")))
+    found = parse_nvidia_smi(output_of("nvidia-smi", "-L", path=environ.get("PATH")))
     if not found:
         nodes = [node for node in (root / "dev").glob("nvidia[0-9]*") if node.name[6:].isdigit()]
         found = [NvidiaGpu("NVIDIA GPU") for _ in nodes]
@@ -203,8 +245,8 @@ def gaudis(environ: Mapping[str, str], root: Path = Path("/")) -> int:
     return count
 
 
-def _output(program: str, *arguments: str, path: str | None) -> str:
-    """What the program prints, or "" where it is not installed, fails or hangs."""
+def output_of(program: str, *arguments: str, path: str | None) -> str:
+    """What a program prints, or "" where it is not on `path` (None: PATH), fails or hangs."""
     found = shutil.which(program, path=path)
     if found is None:
         return ""

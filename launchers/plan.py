@@ -6,18 +6,24 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from launchers import accelerate, single, torchrun
+from launchers import accelerate, deepspeed, mpi, single, torchrun
 from launchers.errors import LaunchError
 from launchers.hosts import DEFAULT_PORT, Machines, Placement, placement
+from launchers.installed import EMULATOR_DISTRIBUTION, has_emulator
 from launchers.machine import Machine, this_machine
 from launchers.records import Job, LaunchPlan, LaunchRequest
+from launchers.script_arguments import uses_deepspeed
 
-#: A launcher turns a job into this machine's command.
+#: A launcher turns a job into this machine's command, or (mpirun, deepspeed) into that of all machines.
 LAUNCHERS: dict[str, Callable[[Job], LaunchPlan]] = {
     "python": single.plan,
     "torchrun": torchrun.plan,
     "accelerate": accelerate.plan,
+    "mpirun": mpi.plan,
+    "deepspeed": deepspeed.plan,
 }
+#: Those that start the processes of the other machines too.
+REACH_OTHERS = ("mpirun", "deepspeed")
 
 _DEVICE_NAMES = {"cuda": "NVIDIA GPU", "hpu": "Gaudi"}
 
@@ -34,21 +40,52 @@ def make_plan(
     """
     machine = machine or this_machine(environ)
     request = _placed(request, placement(environ))
+    machine = _emulated(request, machine)
     backend, backend_reason = _backend(request, machine)
-    job = _job(request, machine, backend)
-    launcher = request.launcher
-    if launcher == "auto":
-        launcher = "torchrun" if job.world_size > 1 else "python"
-    if launcher not in LAUNCHERS:
-        raise LaunchError(f"--launcher {launcher}: unknown; choose auto, {', '.join(LAUNCHERS)}")
-    plan = LAUNCHERS[launcher](job)
-    environment, thread_reason = _environment(job, machine, environ)
-    reasons = [backend_reason, plan.reason, thread_reason]
+    processes = _processes(request, machine, backend)
+    launcher, launcher_reason = _launcher(request, backend, processes, environ)
+    job = _job(request, machine, backend, processes, launcher, environ)
+    environment, thread_reason = _environment(job)
+    plan = LAUNCHERS[launcher](replace(job, environment=environment))
+    reasons = [backend_reason, launcher_reason, plan.reason, thread_reason]
     return replace(
         plan,
         environment={**environment, **plan.environment},
         reason="; ".join(reason for reason in reasons if reason),
     )
+
+
+def _emulated(request: LaunchRequest, machine: Machine) -> Machine:
+    """The machine, with as many emulated Gaudis as are asked for, where Gaudis are asked for and emulation is all it has."""
+    if request.backend != "hpu" or machine.gaudis > 0 or not has_emulator(request.python):
+        return machine
+    return replace(machine, gaudis=max(1, request.processes or 1), emulated=True)
+
+
+def _launcher(
+    request: LaunchRequest, backend: str, processes: tuple[int, ...], environ: Mapping[str, str]
+) -> tuple[str, str]:
+    """The launcher; and why, where it is another than one would expect."""
+    if request.launcher != "auto":
+        if request.launcher not in LAUNCHERS:
+            raise LaunchError(f"--launcher {request.launcher}: unknown; choose auto, {', '.join(LAUNCHERS)}")
+        return request.launcher, ""
+    if uses_deepspeed(request.script_args):
+        if len(processes) > 1:
+            return (
+                "torchrun",
+                "torchrun, one command a machine, since it needs no ssh (--launcher deepspeed does)",
+            )
+        if deepspeed.installed(request.python):
+            return "deepspeed", "deepspeed, since the script is given --deepspeed"
+        return "torchrun", "torchrun, since deepspeed is not installed"
+    if sum(processes) == 1:
+        return "python", ""
+    if backend == "hpu" and len(processes) == 1:
+        if mpi.installed(environ):
+            return "mpirun", "mpirun, since it gives each Gaudi's process its own cores"
+        return "torchrun", "torchrun, since mpirun is not installed"
+    return "torchrun", ""
 
 
 def _placed(request: LaunchRequest, place: Placement | None) -> LaunchRequest:
@@ -90,34 +127,50 @@ def _backend(request: LaunchRequest, machine: Machine) -> tuple[str, str]:
         raise LaunchError(
             f"--device {request.backend}: unknown; choose auto, cpu, {', '.join(_DEVICE_NAMES)}"
         )
+    if request.backend == "hpu" and machine.emulated:
+        return "hpu", f"hpu, emulated on CPU memory ({EMULATOR_DISTRIBUTION}), since no Gaudi is visible"
     alone = request.machines is None or request.machines.count == 1  # else the devices may be elsewhere
     if alone and request.backend != "cpu" and machine.accelerators(request.backend) == 0:
+        emulator = f", install {EMULATOR_DISTRIBUTION} to emulate one" if request.backend == "hpu" else ""
         raise LaunchError(
             f"--device {request.backend}: no {_DEVICE_NAMES[request.backend]} is visible on this machine; "
-            "check its driver and *_VISIBLE_DEVICES, or use --device cpu"
+            f"check its driver and *_VISIBLE_DEVICES{emulator}, or use --device cpu"
         )
     return request.backend, f"{request.backend}, as asked"
 
 
-def _job(request: LaunchRequest, machine: Machine, backend: str) -> Job:
-    """Settle processes, ranks and addresses."""
+def _job(
+    request: LaunchRequest,
+    machine: Machine,
+    backend: str,
+    processes: tuple[int, ...],
+    launcher: str,
+    environ: Mapping[str, str],
+) -> Job:
+    """Settle ranks and addresses."""
     if (request.module is None) == (request.script is None):
         raise LaunchError("rlhf-hw launch: give either a stage or a script")
     head = ("-m", request.module) if request.module is not None else (str(request.script),)
-    processes = _processes(request, machine, backend)
     several = len(processes) > 1
+    hosts = request.machines.hosts if request.machines is not None else ()
     rank = request.machine_rank
+    if launcher in REACH_OTHERS and several:
+        if rank not in (None, 0):
+            raise LaunchError(
+                f"--machine_rank {rank}: {launcher} starts the processes of all machines from the first; run it there alone"
+            )
+        rank = 0
     if rank is None and several:
         raise LaunchError(f"--machine_rank: which of the {len(processes)} machines is this one? Give 0, 1, …")
     if rank is not None and not 0 <= rank < len(processes):
         raise LaunchError(f"--machine_rank {rank}: there are {len(processes)} machines, numbered from 0")
     address = request.master_addr
     if several and address is None:
-        if request.machines is None or not request.machines.hosts:
+        if not hosts:
             raise LaunchError(
                 "--master_addr: give the first machine's name or address, the same on every machine"
             )
-        address = request.machines.hosts[0].name
+        address = hosts[0].name
     return Job(
         python=request.python,
         target=(*head, *request.script_args),
@@ -126,6 +179,11 @@ def _job(request: LaunchRequest, machine: Machine, backend: str) -> Job:
         machine_rank=rank or 0,
         master_addr=address or "127.0.0.1",
         master_port=request.master_port or (DEFAULT_PORT if several else None),
+        machine=machine,
+        environ=environ,
+        environment={},
+        hosts=hosts,
+        hostfile=request.machines.hostfile if request.machines is not None else None,
     )
 
 
@@ -151,14 +209,20 @@ def _processes(request: LaunchRequest, machine: Machine, backend: str) -> tuple[
     return tuple(slot or default for slot in slots)
 
 
-def _environment(job: Job, machine: Machine, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
+def _environment(job: Job) -> tuple[dict[str, str], str]:
     """Variables that the processes need and that the user has not set; and why."""
     environment = {}
     reasons = []
+    machine = job.machine
+    if machine.emulated and job.backend == "hpu":
+        environment["HPU_EMULATOR_DEVICES"] = str(max(job.processes))
+        environment["RLHF_HW_DEVICE"] = (
+            "hpu"  # what --device auto means: by itself it never takes an emulation
+        )
     if job.backend == "cpu" and machine.nvidia_gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""
         reasons.append("CUDA_VISIBLE_DEVICES is emptied to keep the processes off the GPUs")
-    if "OMP_NUM_THREADS" not in environ:
+    if "OMP_NUM_THREADS" not in job.environ:
         threads = max(1, machine.cores // job.local_processes)
         environment["OMP_NUM_THREADS"] = str(threads)
         processes = "1 process" if job.local_processes == 1 else f"{job.local_processes} processes"

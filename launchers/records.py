@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from launchers.hosts import Machines
+    from launchers.hosts import Host, Machines
+    from launchers.machine import Machine
+
+#: Stands beside each of several training processes. Given by its path: the interpreter need not know this package.
+RANK_PROGRAM = str(Path(__file__).resolve().parent / "rank.py")
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class Job:
     """A request with every choice made: what a launcher turns into a command.
 
     `target` is the tail of the command, `-m module args` or `script args`. `processes` holds one count per
-    machine, in the order of their ranks. `master_port` is None where the launcher may find a free one.
+    machine, in the order of their ranks. `master_port` is None where the launcher may find a free one. `environ` is what
+    the user set, `environment` what the plan will add to it. `hosts` may be empty; `machine` is this one.
     """
 
     python: str
@@ -47,6 +54,16 @@ class Job:
     machine_rank: int
     master_addr: str
     master_port: int | None
+    machine: Machine
+    environ: Mapping[str, str]
+    environment: Mapping[str, str]
+    hosts: tuple[Host, ...] = ()
+    hostfile: str | None = None
+
+    @property
+    def ranked_target(self) -> tuple[str, ...]:
+        """The tail of the command of several processes: each is watched by `launchers.rank`."""
+        return (RANK_PROGRAM, *self.target)
 
     @property
     def local_processes(self) -> int:
@@ -61,11 +78,18 @@ class Job:
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """A command, what it adds to the environment, and why it is this one."""
+    """A command, what it adds to the environment, and why it is this one.
+
+    `several`: it starts processes that are watched by `launchers.rank`. `everywhere`: also those of the other machines.
+    `end_signal`: what it passes on to them and they end of, where it would hardly wait for them after SIGTERM.
+    """
 
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
     reason: str = ""
+    several: bool = False
+    everywhere: bool = False
+    end_signal: int | None = None
 
     def shell(self) -> str:
         """The plan as one line to paste into a POSIX shell."""

@@ -23,4 +23,5 @@ def plan(job: Job) -> LaunchPlan:
         command.append(f"--node_rank={job.machine_rank}")
     if job.master_port is not None:
         command += [f"--master_addr={job.master_addr}", f"--master_port={job.master_port}"]
-    return LaunchPlan([*command, *job.target], reason=f"torchrun starts {job.world_size} processes")
+    reason = f"torchrun starts {job.world_size} process{'es' * (job.world_size > 1)}"
+    return LaunchPlan([*command, *job.ranked_target], reason=reason, several=True)

@@ -62,7 +62,7 @@ def test_two_cpu_processes_meet_and_their_failure_is_ours(tmp_path, launcher):
     assert (
         "--num_processes=2" in done.stderr or "--nproc_per_node=2" in done.stderr
     )  # the command, before it ran
-    assert launch(*words, END_WITH="7").returncode != 0
+    assert launch(*words, END_WITH="7").returncode == 7
 
 
 @pytest.mark.slow
@@ -192,6 +192,16 @@ def test_launch_hears_the_device_that_a_stage_is_told():
     assert parse("ppo", "--device", "cpu").backend == "cpu"
     assert parse("ppo", "--device=habana").backend == "hpu"
     assert parse("ppo").backend == "auto"
+
+
+def test_use_habana_means_hpu():
+    assert parse("sft", "--use_habana", "--use_lazy_mode").backend == "hpu"
+    assert parse("sft", "--use_habana", "False").backend == "auto"
+    assert parse("--device", "cpu", "sft", "--x").backend == "cpu"
+    assert parse(__file__, "--device", "hpu").backend == "hpu"
+    assert (
+        parse(__file__, "--device", "cuda").backend == "auto"
+    )  # another script's --device may mean anything
 
 
 def test_everything_after_the_stage_belongs_to_it():

@@ -10,6 +10,7 @@ from launchers import LaunchError, LaunchPlan, LaunchRequest, Machine, make_plan
 from launchers.accelerate import started_alone
 from launchers.hosts import Host, Machines
 from launchers.machine import NvidiaGpu
+from launchers.records import RANK_PROGRAM
 
 CPU = Machine(cores=16, core_reason="16 cores")
 GPUS = Machine(cores=64, core_reason="64 cores", nvidia_gpus=(NvidiaGpu("H100"),) * 8)
@@ -34,6 +35,7 @@ def test_command_for_one_machine(device, processes):
             "--local_addr=127.0.0.1",
             "--nnodes=1",
             f"--nproc_per_node={processes}",
+            RANK_PROGRAM,
             *TARGET,
         ]
     assert plan.environment == {"OMP_NUM_THREADS": str(MACHINES[device].cores // processes)}
@@ -54,6 +56,7 @@ def test_command_for_two_machines(device, processes, rank):
         f"--node_rank={rank}",
         "--master_addr=alpha",
         "--master_port=29500",
+        RANK_PROGRAM,
         *TARGET,
     ]
 
@@ -82,7 +85,8 @@ def test_command_for_two_machines(device, processes, rank):
 )
 def test_command_with_accelerate(changes, machine, words):
     plan = make_plan(request(launcher="accelerate", **changes), machine, environ={})
-    assert plan.command == ["python", "-m", "accelerate.commands.launch", *words.split(), *TARGET]
+    rank = [RANK_PROGRAM] if "--multi_gpu" in words else []  # one process needs no watching
+    assert plan.command == ["python", "-m", "accelerate.commands.launch", *words.split(), *rank, *TARGET]
     assert plan.environment.get("ACCELERATE_USE_CPU") == ("true" if machine is CPU else None)
 
 

@@ -1,0 +1,105 @@
+"""Which of several ranks failed first: a file a rank in a folder that the launching process reads at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+#: Names the folder; set by `launchers.run` for the ranks on its machine.
+FOLDER_VARIABLE = "RLHF_HW_RANK_FAILURES"
+#: Lines shown of a rank that wrote no traceback.
+LAST_LINES = 20
+# torch prefixes a rank's lines with "[rank1]: ", and rich draws a box around them.
+_TRACEBACK = re.compile(r"^.*Traceback \(most recent call last\)", re.MULTILINE)
+_CHAIN = re.compile(
+    r"(During handling of the above exception, another exception occurred|"
+    r"The above exception was the direct cause of the following exception):\s*(\[rank\d+\]:\s*)*$"
+)
+# A process group says so in every rank when one of them is gone.
+_ANOTHERS_END = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|ncclRemoteError|remote process exit|[Cc]ollective operation timeout"
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The end of a rank that did not end well.
+
+    `code` is its exit code, 128+N for signal N. `time` (seconds since 1970) is that of its last traceback's first line,
+    or else of its end: the process group of a rank that has raised breaks in the others before the rank is gone.
+    `told` says that it was sent a signal to end before it did.
+    """
+
+    rank: int
+    host: str
+    code: int
+    time: float
+    told: bool
+    output: str
+
+    def write(self, folder: Path) -> None:
+        """Leave it for the launching process, whole or not at all."""
+        target = folder / f"rank-{self.rank}.json"
+        half = target.with_suffix(f".{os.getpid()}")
+        half.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        half.replace(target)
+
+    @property
+    def of_another(self) -> bool:
+        """Whether it speaks of another rank's end: then that came first, though it may take longer to be over."""
+        return _ANOTHERS_END.search(last_words(self.output)) is not None
+
+    def message(self) -> str:
+        """What to print last: which rank, how it ended, and what it said."""
+        name = signal_name(self.code - 128) if self.code > 128 else None
+        ended = f"killed by {name}" if name else f"exit code {self.code}"
+        if name == "SIGKILL":
+            ended += ", as the kernel does to a process when memory runs out"
+        said = last_words(self.output)
+        head = f"rank {self.rank} on {self.host} failed first: {ended}"
+        return (
+            f"{head}; the last it wrote to stderr:\n{said}" if said else f"{head}; it wrote nothing to stderr"
+        )
+
+
+def signal_name(number: int) -> str | None:
+    """SIGKILL for 9; None for a number that is no signal."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return None
+
+
+def any_failure(folder: Path) -> bool:
+    """Whether some rank has failed already."""
+    return any(folder.glob("rank-*.json"))
+
+
+def first_failure(folder: Path) -> Failure | None:
+    """The rank that failed first; None where none did, or all ended as they were told."""
+    failures = [
+        Failure(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("rank-*.json")
+    ]
+    if all(failure.told for failure in failures):
+        return None
+    return min(failures, key=lambda failure: (failure.of_another, failure.time))
+
+
+def has_traceback(text: str) -> bool:
+    """Whether a traceback begins in the text."""
+    return _TRACEBACK.search(text) is not None
+
+
+def last_words(text: str) -> str:
+    """The last traceback with those it came from, and all after it; without one the last LAST_LINES lines."""
+    starts = [match.start() for match in _TRACEBACK.finditer(text)]
+    if not starts:
+        return "\n".join(text.rstrip().splitlines()[-LAST_LINES:])
+    begin = starts.pop()
+    while starts and _CHAIN.search(text[:begin]):
+        begin = starts.pop()
+    return text[begin:].rstrip()

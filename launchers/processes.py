@@ -1,0 +1,77 @@
+"""Processes that must not outlive the one that started them. Linux's kernel sees to it; elsewhere only signals do."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def die_with_parent(number: int) -> None:
+    """Have the kernel send this process the signal when its parent ends, however it ends."""
+    _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends, so that `reap` sees it."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def exit_status(returncode: int) -> int:
+    """Popen's return code as a shell counts: 128+N where signal N ended the process."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def signal_group(group: int, number: int) -> None:
+    """Send a signal to a process group, which may be gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def children() -> list[int]:
+    """Processes whose parent this one is, adopted ones too; none where /proc does not say."""
+    found = []
+    for thread in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(word) for word in thread.read_text(encoding="ascii").split()]
+    return found
+
+
+def reap(seconds: float) -> bool:
+    """Wait up to `seconds` for every child, adopted ones too; whether all have ended.
+
+    Takes the exit codes of all children: only for a process whose sole business they are.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            ended, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return True
+        if ended == 0:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+
+
+def end_children(seconds: float) -> None:
+    """Give every child, and the orphans it leaves, `seconds` to end; then kill them."""
+    while not reap(seconds):
+        left = children()
+        for child in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        if not left:
+            return
