@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 import sys
 
-__version__ = "0.1.0"
+__version__ = "1.24.0"
 
 _loaded = False
 _announced = False
