@@ -1,5 +1,6 @@
 // habana_torch_plugin_emulator._C: what the Python side of the emulator may ask of the C++ side.
 #include "accounting.h"
+#include "collectives.h"
 #include "emulator.h"
 
 #include <pybind11/functional.h>
@@ -132,6 +133,8 @@ PYBIND11_MODULE(_C, m) {
     out["operators"] = counts.operators;
     return out;
   });
+
+  m.def("create_hccl", &create_hccl, py::arg("gloo"), py::arg("timeout_ms"));
 
   m.attr("explicit_fallbacks") = register_explicit_fallbacks();
 }

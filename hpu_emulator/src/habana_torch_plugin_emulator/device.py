@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from habana_torch_plugin_emulator import _C, announce, random, settings
+from habana_torch_plugin_emulator import _C, announce, collectives, random, settings
 from habana_torch_plugin_emulator.memory import (
     Device,
     device_index,
@@ -331,3 +331,4 @@ def install() -> None:
     torch.Tensor.hpu = _tensor_hpu
     torch.nn.Module.hpu = _module_hpu
     random.join_torch_manual_seed()
+    collectives.register()
