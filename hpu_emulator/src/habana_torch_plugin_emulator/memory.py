@@ -24,7 +24,12 @@ def device_index(device: Device = None) -> int:
 
 
 def memory_stats(device: Device = None) -> dict[str, Any]:
-    """InUse, MaxInUse and Limit in bytes, NumAllocs and NumFrees, under the vendor's names."""
+    """InUse, MaxInUse and Limit in bytes, NumAllocs and NumFrees, under the vendor's names.
+
+    For the CPU, those of the current HPU: optimum-habana's trainer asks for its own device, also when that is the CPU.
+    """
+    if device is not None and not isinstance(device, int) and torch.device(device).type == "cpu":
+        device = None
     stats: dict[str, Any] = _C.memory_stats(device_index(device))
     return stats
 
