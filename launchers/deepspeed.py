@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from launchers import mpi
 from launchers.errors import LaunchError
+from launchers.failures import BY_STDERR, FOLDER_VARIABLE
 from launchers.hosts import DEFAULT_PORT, free_port
 from launchers.installed import has_package
 from launchers.machine import output_of
@@ -56,6 +57,7 @@ def plan(job: Job) -> LaunchPlan:
     if job.backend == "cpu":
         command += ["--env", "CUDA_VISIBLE_DEVICES="]
     if several:
+        command += ["--env", f"{FOLDER_VARIABLE}={BY_STDERR}"]
         for name, value in _passed_on({**job.environ, **job.environment, **environment}).items():
             command += ["--env", f"{name}={value}"]
         encoded = [urllib.parse.quote(word, safe=_PLAIN) for word in target]

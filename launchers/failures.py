@@ -1,16 +1,27 @@
-"""Which of several ranks failed first: a file a rank in a folder that the launching process reads at the end."""
+"""Which of several ranks failed first.
+
+A rank that fails leaves a file in a folder that the launching process reads at the end. From another machine it cannot:
+there it writes a marked line to stderr, which mpirun and pdsh bring home, and the launching process files it.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
 import signal
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-#: Names the folder; set by `launchers.run` for the ranks on its machine.
+#: Names the folder; set by `launchers.run`. BY_STDERR where some ranks are on other machines.
 FOLDER_VARIABLE = "RLHF_HW_RANK_FAILURES"
+BY_STDERR = "stderr"
+#: Begins the marked line. It starts with the record separator of ASCII, which nobody prints.
+MARK = b"\x1erlhf-hw-rank-failure:"
+#: Bytes of a marked line: what mpirun and a pipe carry in one piece, so that other ranks' lines do not cut into it.
+LINE_BYTES = 3500
 #: Lines shown of a rank that wrote no traceback.
 LAST_LINES = 20
 # torch prefixes a rank's lines with "[rank1]: ", and rich draws a box around them.
@@ -48,6 +59,21 @@ class Failure:
         half.write_text(json.dumps(asdict(self)), encoding="utf-8")
         half.replace(target)
 
+    def line(self) -> bytes:
+        """The marked line, with as much of the output as it has room for."""
+        output = last_words(self.output)
+        while True:
+            record = json.dumps({**asdict(self), "output": output}).encode()
+            line = MARK + base64.b64encode(zlib.compress(record)) + b"\n"
+            if len(line) <= LINE_BYTES:
+                return line
+            output = output[len(output) // 8 + 1 :]
+
+    @classmethod
+    def of_line(cls, line: bytes) -> Failure:
+        """What `line` wrote."""
+        return cls(**json.loads(zlib.decompress(base64.b64decode(line.removeprefix(MARK).strip()))))
+
     @property
     def of_another(self) -> bool:
         """Whether it speaks of another rank's end: then that came first, though it may take longer to be over."""
@@ -72,6 +98,31 @@ def signal_name(number: int) -> str | None:
         return signal.Signals(number).name
     except ValueError:
         return None
+
+
+class MarkedLines:
+    """Takes the marked lines out of a stream that is fed in pieces, and files what they say."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.held = b""
+
+    def feed(self, piece: bytes) -> bytes:
+        """The stream so far without marked lines, less what was returned before; b"" (its end) gives what is held."""
+        stream, shown = self.held + piece, b""
+        while (begin := stream.find(MARK)) >= 0:
+            end = stream.find(b"\n", begin)
+            if end < 0 and piece:
+                self.held = stream[begin:]
+                return shown + stream[:begin]
+            Failure.of_line(stream[begin : end if end >= 0 else None]).write(self.folder)
+            shown, stream = shown + stream[:begin], stream[end + 1 :] if end >= 0 else b""
+        begun = stream.rfind(MARK[:1]) if piece else -1
+        if begun >= 0 and MARK.startswith(stream[begun:]):
+            self.held = stream[begun:]
+            return shown + stream[:begun]
+        self.held = b""
+        return shown + stream
 
 
 def any_failure(folder: Path) -> bool:

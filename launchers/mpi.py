@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping
 
 from launchers.errors import LaunchError
+from launchers.failures import BY_STDERR, FOLDER_VARIABLE
 from launchers.hosts import DEFAULT_PORT, free_port
 from launchers.machine import Machine, output_of
 from launchers.rank import END_SIGNAL
@@ -42,7 +43,7 @@ FORWARDED = (
     "WANDB_",
 )
 #: Those among them that mean this machine's own.
-KEPT_HERE = ("RLHF_HW_RANK_FAILURES", "PYTHONSTARTUP")
+KEPT_HERE = (FOLDER_VARIABLE, "PYTHONSTARTUP")
 
 
 def installed(environ: Mapping[str, str]) -> bool:
@@ -73,6 +74,7 @@ def plan(job: Job) -> LaunchPlan:
     port = job.master_port or (DEFAULT_PORT if several else free_port())
     command += ["-x", f"MASTER_ADDR={job.master_addr}", "-x", f"MASTER_PORT={port}"]
     if several:
+        command += ["-x", f"{FOLDER_VARIABLE}={BY_STDERR}"]
         for name in forwarded_names({**job.environ, **job.environment}):
             command += ["-x", name]
     where = f" on {len(job.processes)} machines" if several else ""

@@ -214,11 +214,11 @@ def _environment(job: Job) -> tuple[dict[str, str], str]:
     environment = {}
     reasons = []
     machine = job.machine
-    if machine.emulated and job.backend == "hpu":
-        environment["HPU_EMULATOR_DEVICES"] = str(max(job.processes))
-        environment["RLHF_HW_DEVICE"] = (
-            "hpu"  # what --device auto means: by itself it never takes an emulation
-        )
+    if job.backend == "hpu":
+        # What --device auto means: by itself it never takes an emulated Gaudi, and without any it takes the CPU.
+        environment["RLHF_HW_DEVICE"] = "hpu"
+        if machine.emulated:
+            environment["HPU_EMULATOR_DEVICES"] = str(max(job.processes))
     if job.backend == "cpu" and machine.nvidia_gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""
         reasons.append("CUDA_VISIBLE_DEVICES is emptied to keep the processes off the GPUs")

@@ -25,7 +25,7 @@ if __package__ in (None, ""):  # run by its path: the target's interpreter need 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from launchers.errors import LaunchError
-from launchers.failures import FOLDER_VARIABLE, Failure, any_failure, has_traceback
+from launchers.failures import BY_STDERR, FOLDER_VARIABLE, Failure, any_failure, has_traceback
 from launchers.ompi import set_rank_variables
 from launchers.processes import die_with_parent, exit_status, signal_group
 
@@ -96,8 +96,9 @@ class Rank:
         )
         if self.folder is not None:
             failure.write(self.folder)
-        else:  # started from another machine: what is said here is all it will see
-            print(f"[{failure.message().splitlines()[0].replace(' first', '')}]", file=sys.stderr, flush=True)
+        elif os.environ.get(FOLDER_VARIABLE) == BY_STDERR:
+            _write_all(failure.line())
+            time.sleep(DRAIN)  # our end is the others', and their launcher's on the way of this line
 
     def _pass_on(self, ours: int) -> None:
         """Copy the process's stderr to our own, and keep the end of it."""

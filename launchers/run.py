@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import FrameType
 
@@ -20,8 +21,8 @@ from launchers.records import LaunchPlan
 
 #: Seconds that processes have to end after their launcher has: torchrun gives its workers as many.
 GRACE = 30
-#: … and after a rank has failed, in which case `launchers.rank` has given the others 5.
-GRACE_AFTER_FAILURE = 10
+#: … and after a rank has failed: as long as `launchers.rank` gives the others.
+GRACE_AFTER_FAILURE = 5
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -36,11 +37,11 @@ def run(plan: LaunchPlan) -> int:
         LaunchError: the command cannot be started.
     """
     if not plan.several:
-        return _run(plan, {})
+        return _run(plan, {}, None)
     adopt_orphans()
     with tempfile.TemporaryDirectory(prefix="rlhf-hw-ranks-") as name:
         folder = Path(name)
-        code = _run(plan, {failures.FOLDER_VARIABLE: name})
+        code = _run(plan, {failures.FOLDER_VARIABLE: name}, folder)
         if code != 0:
             end_children(GRACE_AFTER_FAILURE if failures.any_failure(folder) else GRACE)
         failure = failures.first_failure(folder)
@@ -51,8 +52,8 @@ def run(plan: LaunchPlan) -> int:
     return code
 
 
-def _run(plan: LaunchPlan, environment: dict[str, str]) -> int:
-    """Start the command and wait for it.
+def _run(plan: LaunchPlan, environment: dict[str, str], folder: Path | None) -> int:
+    """Start the command and wait for it; file in `folder` what its ranks on other machines say of their failures.
 
     A launcher of several processes gets a process group of its own, which signals go to as a whole: DeepSpeed's, for
     one, is two processes, of which the first dies of SIGTERM without a word to the second. It reads no terminal then.
@@ -89,18 +90,38 @@ def _run(plan: LaunchPlan, environment: dict[str, str]) -> int:
                 plan.command,
                 env={**os.environ, **plan.environment, **environment},
                 stdin=subprocess.DEVNULL if plan.several else None,
+                stderr=subprocess.PIPE if plan.everywhere else None,
                 preexec_fn=prepare,
             )
         except OSError as error:
             raise LaunchError(f"{plan.command[0]}: cannot be started ({error.strerror})") from error
         for number in received:  # arrived between the handlers' installation and the child's start
             forward(number, None)
-        return exit_status(child.wait())
+        reader = None
+        if child.stderr is not None and folder is not None:
+            reader = threading.Thread(target=_pass_on, args=(child.stderr.fileno(), folder), daemon=True)
+            reader.start()
+        code = exit_status(child.wait())
+        if reader is not None:
+            reader.join(GRACE_AFTER_FAILURE)
+        return code
     finally:
         if asked:
             signal.alarm(0)
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _pass_on(stream: int, folder: Path) -> None:
+    """Copy a launcher's stderr to ours, less the marked lines."""
+    lines = failures.MarkedLines(folder)
+    while True:
+        piece = os.read(stream, 65536)
+        shown = lines.feed(piece)
+        sys.stderr.buffer.write(shown)
+        sys.stderr.flush()
+        if not piece:
+            return
 
 
 def _terminal_interrupts_us() -> bool:
