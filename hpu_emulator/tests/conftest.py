@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,3 +67,32 @@ def run_python(tmp_path: Path) -> RunPython:
 def generator() -> torch.Generator:
     """A seeded CPU generator."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def run_gaudi(tmp_path: Path) -> Callable[..., Any]:
+    """Runs requests of gaudi_programs.py in a fresh Python and gives their results; see that file.
+
+    With `processes=2` there is one result per rank. `launcher` may be "torchrun" or "mpirun".
+    """
+    pytest.importorskip("optimum.habana", reason="needs the Gaudi stack: requirements-hpu.txt")
+
+    def run(
+        requests: Any, *, timeout: int = 170, processes: int = 1, launcher: str = "torchrun", **variables: str
+    ) -> Any:
+        program = [str(Path(__file__).parent / "gaudi_programs.py"), json.dumps(requests)]
+        launched = [sys.executable]
+        if processes > 1 and launcher == "torchrun":
+            launched += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        elif processes > 1:
+            launched = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", str(processes), sys.executable]
+        environment = {**os.environ, "HPU_EMULATOR_QUIET": "1", "OMP_NUM_THREADS": "1", **variables}
+        done = subprocess.run(
+            [*launched, *program], capture_output=True, text=True, timeout=timeout, env=environment, cwd=tmp_path
+        )
+        if done.returncode:
+            pytest.fail(f"exit status {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+        answers = [json.loads((tmp_path / f"result.rank{rank}.json").read_text()) for rank in range(processes)]
+        return answers if processes > 1 else answers[0]
+
+    return run

@@ -7,6 +7,7 @@ prints one line of JSON, the result, as the last line of its standard output.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -112,7 +113,10 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def generate(request: dict[str, Any]) -> dict[str, Any]:
-    """Generates once for each of `settings`, from the same prompts; gives the new tokens."""
+    """Generates once for each of `settings`, from the same prompts; gives prompts and new tokens.
+
+    With `count`, how many distinct graphs that took as well.
+    """
     from optimum.habana.transformers.modeling_utils import adapt_transformers_to_gaudi
 
     adapt_transformers_to_gaudi()
@@ -126,16 +130,20 @@ def generate(request: dict[str, Any]) -> dict[str, Any]:
         from habana_frameworks.torch.hpu import wrap_in_hpu_graph
 
         model = wrap_in_hpu_graph(model)
+    from habana_torch_plugin_emulator.accounting import count_graphs
+
     tokens = []
-    for settings in request["settings"]:
-        torch.manual_seed(3)
-        out = model.generate(
-            input_ids=prompts.to(device),
-            attention_mask=mask.to(device),
-            **{"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, **settings},
-        )
-        tokens.append(out.cpu()[:, : prompts.shape[1] + settings.get("max_new_tokens", 8)].tolist())
-    return {"tokens": tokens, "device": str(next(model.parameters()).device)}
+    with count_graphs() if request.get("count") else contextlib.nullcontext() as count:
+        for settings in request["settings"]:
+            torch.manual_seed(3)
+            out = model.generate(
+                input_ids=prompts.to(device),
+                attention_mask=mask.to(device),
+                **{"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, **settings},
+            )
+            tokens.append(out.cpu()[:, : prompts.shape[1] + settings.get("max_new_tokens", 8)].tolist())
+    device = str(next(model.parameters()).device)
+    return {"tokens": tokens, "device": device, "distinct": count.distinct if count else None}
 
 
 TASKS = {"train": train, "generate": generate}
