@@ -212,5 +212,13 @@ TORCH_LIBRARY_IMPL(aten, HPU, m) {
   m.impl("convolution_backward_overrideable", &convolution_backward);
 }
 
+// Lazy conjugation and negation are resolved by cloning, which copies: the copy itself must take them as they are.
+TORCH_LIBRARY_IMPL(aten, Conjugate, m) {
+  m.impl("_copy_from", torch::CppFunction::makeFallthrough());
+}
+TORCH_LIBRARY_IMPL(aten, Negative, m) {
+  m.impl("_copy_from", torch::CppFunction::makeFallthrough());
+}
+
 }  // namespace
 }  // namespace hpu_emulator

@@ -2,6 +2,7 @@
 // alive and lets a result be traced back to the tensor it is a view of.
 #include "emulator.h"
 
+#include <ATen/ops/zeros.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/TensorImpl.h>
 
@@ -73,6 +74,9 @@ at::Tensor hpu_alias(const at::Tensor& cpu, c10::Device device) {
   TORCH_CHECK_NOT_IMPLEMENTED(
       cpu.layout() == at::kStrided && !cpu.is_quantized(), "The HPU emulator holds dense tensors only; this operation returned one of layout ",
       cpu.layout(), cpu.is_quantized() ? ", quantized" : "", ". Do it on the CPU: tensor.cpu().");
+  if (C10_UNLIKELY(cpu._is_zerotensor())) {
+    return hpu_alias(at::zeros(cpu.sizes(), cpu.options()), device);  // a zero tensor has no memory
+  }
   const bool only_owner = cpu.use_count() == 1 && cpu.storage().use_count() == 1;
   return tensor_over(
       hpu_storage_of(cpu.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl(), device, only_owner), cpu,
