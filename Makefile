@@ -9,14 +9,24 @@ SOURCES := rlhf_hw backends launchers benchmarks tests $(wildcard *.py)
 TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
-.PHONY: help demo test test-cuda test-hpu acceptance lint format env clean
+.PHONY: help system demo test test-cuda test-hpu acceptance lint format env clean
 help:
 	@echo "make demo      base model to aligned model on the embedded example (about 5 minutes on two CPU cores)"
 	@echo "make test      the whole test-suite, on both stacks"
 	@echo "make test-cuda make test-hpu    … on one of them"
 	@echo "make acceptance  the demo, held to its promises (minutes)"
 	@echo "make lint      formatting, lint and types"
+	@echo "make system    programs of the system that the tests start: mpirun, ip, pdsh (Debian and Ubuntu, as root)"
 	@echo "make env       the environment of the CUDA/CPU stack alone: $(CUDA)"
+
+# Only what is missing is installed, and only by root; others are told what to ask for.
+SYSTEM_PACKAGES = $(strip $(if $(shell command -v mpirun 2> /dev/null),,openmpi-bin) $(if $(shell command -v ip 2> /dev/null),,iproute2) \
+	$(if $(shell command -v pdsh 2> /dev/null),,pdsh) $(if $(shell command -v ssh 2> /dev/null),,openssh-client))
+system:
+	@if [ -z "$(SYSTEM_PACKAGES)" ]; then exit 0; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES); \
+	else echo "missing; install: $(SYSTEM_PACKAGES) (tests that need mpirun fail without it, or RLHF_HW_NO_MPI=1 skips them)"; fi
 
 env: $(CUDA)/.ready
 demo: $(CUDA)/.ready
