@@ -8,6 +8,7 @@ from backends.base import (
     MemoryStatistics,
     Precision,
 )
+from backends.hpu import HPUSettings
 from backends.resolve import BACKENDS, resolve
 from backends.shapes import DynamicShapes, ShapePolicy
 
@@ -18,6 +19,7 @@ __all__ = [
     "BackendError",
     "Choice",
     "DynamicShapes",
+    "HPUSettings",
     "MemoryStatistics",
     "Precision",
     "ShapePolicy",

@@ -83,6 +83,11 @@ class Backend(ABC):
     def available(cls) -> Availability:
         """Whether this process can use the device."""
 
+    @staticmethod
+    def emulated() -> bool:
+        """Whether another kind of hardware stands in for the device."""
+        return False
+
     @classmethod
     @abstractmethod
     def device_count(cls) -> int:
@@ -111,6 +116,18 @@ class Backend(ABC):
     def training_argument_overrides(self) -> dict[str, Any]:
         """Training arguments that follow from the device and that a user does not choose."""
         return {}
+
+    def training_argument_defaults(self) -> dict[str, Any]:
+        """Training arguments for where the user did not say."""
+        return {}
+
+    def refused_training_arguments(self) -> dict[str, str]:
+        """Training arguments that mean nothing here, each with the reason."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """Choices about the device that a user should see when a run starts."""
+        return []
 
     def trainer_arguments(self) -> dict[str, Any]:
         """What `trainer_class` takes beyond `transformers.Trainer`'s arguments."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from transformers.hf_argparser import HfArg
+
+from backends.hpu import HPUSettings
 
 _HPU = "HPU only: "
 
@@ -20,6 +22,11 @@ class HardwareArguments:
         default="auto", help="Where to train. auto: an accelerator if there is one. habana means hpu."
     )
     use_habana: bool = HfArg(default=False, help="The same as --device hpu.")
+    hpu_runtime: Literal["auto", "optimum", "native"] = HfArg(
+        default="auto",
+        help=_HPU
+        + "optimum-habana's GaudiTrainer, or the stock Trainer. auto: optimum-habana where it is installed.",
+    )
     use_lazy_mode: bool = HfArg(
         default=True, help=_HPU + "collect operations into graphs instead of running each at once."
     )
@@ -85,6 +92,22 @@ class HardwareArguments:
     flash_attention_fast_softmax: bool = HfArg(default=False, help=_HPU + "fast softmax in fused attention.")
     flash_attention_causal_mask: bool = HfArg(default=False, help=_HPU + "fused attention's own causal mask.")
     flash_attention_fp8: bool = HfArg(default=False, help=_HPU + "fused attention in 8-bit floating point.")
+
+    def hpu_settings(self, given: frozenset[str], torch_compile: bool) -> HPUSettings:
+        """What was said about a Gaudi. `given`: names of the settings the user gave."""
+        return HPUSettings(
+            runtime=self.hpu_runtime,
+            lazy_mode=self.use_lazy_mode if "use_lazy_mode" in given else None,
+            torch_compile=torch_compile,
+            gaudi_config_name=self.gaudi_config_name,
+            graphs_for_inference=self.use_hpu_graphs_for_inference or self.use_hpu_graphs,
+        )
+
+    def training_arguments(self, given: frozenset[str]) -> dict[str, Any]:
+        """The settings given here under the names of optimum-habana's training arguments."""
+        ours = {"device", "hpu_runtime", "use_habana", "use_lazy_mode", "gaudi_config_name"}
+        names = {field.name for field in fields(self)} - ours
+        return {name: getattr(self, name) for name in sorted(names & given)}
 
     def __post_init__(self) -> None:
         if self.device == "habana":

@@ -139,7 +139,7 @@ def _default_of(field: dataclasses.Field[Any]) -> Any:
     return field.default
 
 
-def check_training(flags: TrainingFlags, device: str) -> None:
+def check_training(flags: TrainingFlags) -> None:
     """The contradictions among training flags that can be told without a device.
 
     Raises:
@@ -147,10 +147,6 @@ def check_training(flags: TrainingFlags, device: str) -> None:
     """
     if flags.fp16 and flags.bf16:
         raise UserError("--fp16 and --bf16: both are true; give one")
-    if device == "hpu" and flags.fp16:
-        raise UserError("--fp16: not on HPU; give --bf16")
-    if device == "hpu" and flags.tf32:
-        raise UserError("--tf32: not on HPU; leave it out")
     if flags.adafactor and "optim" in flags.given and flags.optim != "adafactor":
         raise UserError(f"--adafactor: --optim {flags.optim} was given too; give one")
     if not 0 <= flags.warmup_ratio <= 1:

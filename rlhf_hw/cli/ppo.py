@@ -107,6 +107,7 @@ def counted_in_updates(run: PPORun, per_update: int) -> dict[str, Any]:
         "logging_steps": int(run.training.logging_steps) * per_update,
         "per_device_train_batch_size": run.stage.mini_batch_size,
         "max_steps": per_update,  # settled once the number of processes is known
+        "logging_first_step": False,  # the first line is that of the first update
         "save_strategy": "no" if run.stage.save_freq is None else "steps",
     }
     if run.stage.save_freq is not None:

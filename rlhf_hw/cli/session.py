@@ -64,12 +64,19 @@ class Session:
         sys.argv[1:] = redact_argv(sys.argv[1:])  # trackers copy it into their records
         _set_up_logging()
         refuse_sharding(run)
-        backend = resolve(run.hardware.device)
         said = run.training.said()
+        backend = resolve(
+            run.hardware.device, run.hardware.hpu_settings(run.given, bool(said.get("torch_compile")))
+        )
+        refuse(backend, said)
         precision = backend.precision(said.get("bf16"), said.get("fp16"))
         accepted = accepted_fields(backend.training_arguments_class)
         kwargs, notes = training_kwargs(run.training, accepted)
         os.environ.update(training_environment(run.training, accepted))
+        hardware = run.hardware.training_arguments(run.given)
+        kwargs |= {name: value for name, value in hardware.items() if name in accepted}
+        idle = sorted(set(hardware) - accepted)
+        kwargs = backend.training_argument_defaults() | kwargs
         kwargs |= {"bf16": precision.autocast == "bf16", "fp16": precision.autocast == "fp16"}
         kwargs.setdefault("ddp_find_unused_parameters", False)
         kwargs.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
@@ -86,7 +93,9 @@ class Session:
         session.say(f"precision: {precision.reason}")
         session.say(f"attention: {attention} ({chosen.reason if asked == 'auto' else 'as asked'})")
         alone = started_alone(os.environ)
-        for note in (*run.notes, *notes, *([alone] if alone else [])):
+        if idle:
+            session.say(f"without effect here: {', '.join('--' + name for name in idle)}")
+        for note in (*backend.notes(), *run.notes, *notes, *([alone] if alone else [])):
             session.say(note)
         session.checkpoint()  # what cannot be resumed or quantized is refused before anything is read
         session.quantization()
@@ -308,6 +317,13 @@ class Session:
         shown = {k.removeprefix("eval_"): v for k, v in metrics.items() if k.startswith("eval_")}
         shown = {k: v for k, v in shown.items() if not k.endswith(("_per_second", "runtime", "_time"))}
         self.say(f"{when}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+
+
+def refuse(backend: Backend, said: dict[str, Any]) -> None:
+    """Flags that the backend cannot follow."""
+    for name, reason in backend.refused_training_arguments().items():
+        if said.get(name):
+            raise BackendError(f"--{name}: {reason}")
 
 
 def refuse_sharding(run: Run) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 
 from backends import Backend
 from backends.cpu import CPUBackend
@@ -29,13 +30,52 @@ else:
 def at_width(batch: dict[str, Any], length: int, width: int) -> dict[str, Any]:
     """`batch` with its tensors [B, `length`] cut, or drawn out by their last column, to [B, `width`]."""
 
-    def resized(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.dim() < 2 or tensor.shape[1] != length:
+    def resized(tensor: Any) -> Any:
+        if not isinstance(tensor, torch.Tensor) or tensor.dim() < 2 or tensor.shape[1] != length:
             return tensor
         rest = tensor[:, -1:].expand(-1, max(0, width - length))
         return torch.cat([tensor[:, :width], rest], dim=1)
 
     return {name: resized(value) for name, value in batch.items()}
+
+
+def make_optimizer_state(model: nn.Module, optimizer: Any) -> None:
+    """Make what the optimizer keeps for each parameter, which it else makes in its first step, and change nothing.
+
+    It takes a step of length zero along gradients of zero; zeros are what Adam and Adafactor begin with. Left undone
+    for other optimizers, and where there is a state already (a resumed run).
+    """
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # inside accelerate's
+    if optimizer.state or not type(optimizer).__name__.startswith(("Adam", "FusedAdam", "Adafactor")):
+        return
+    model.zero_grad(set_to_none=False)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+        if "step" in group:
+            group["step"] = 0
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
+            elif isinstance(value, (int, float)):
+                state[name] = type(value)(0)
+
+
+class OptimizerStepApart(TrainerCallback):
+    """On a device that collects graphs, the optimizer's step is one of its own, the same each time."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    def on_pre_optimizer_step(self, *_args: Any, **_kwargs: Any) -> None:
+        self.backend.end_graph()
+
+    def on_optimizer_step(self, *_args: Any, **_kwargs: Any) -> None:
+        self.backend.end_graph()
 
 
 class SeededByEpoch(Sampler[int]):
@@ -76,6 +116,8 @@ class StageMixin(TrainerBase):
         super().__init__(model=model, args=args, **self.backend.trainer_arguments(), **kwargs)
         self.shapes = shapes or DynamicShapes()
         self.warm = self.shapes.may_vary
+        if not self.warm:
+            self.add_callback(OptimizerStepApart(self.backend))
         self.averages = RunningAverages()
         self.tokens = TokenRate()
         # Tells the base not to divide the loss by the accumulation steps: `scale_loss` has done it.
@@ -90,6 +132,24 @@ class StageMixin(TrainerBase):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return SeededByEpoch(sampler, seed, lambda: int(self.state.epoch or 0))
 
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        with self._every_row():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        with self._every_row():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextmanager
+    def _every_row(self) -> Iterator[None]:
+        """`--dataloader_drop_last` is about training: an evaluation that left rows out would be another's."""
+        said = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = said
+
     # The loss of an optimizer step
     def count_items(self, batch: dict[str, Any]) -> torch.Tensor:
         """Number of items in a micro-batch that the loss sums over (0-d tensor)."""
@@ -100,12 +160,15 @@ class StageMixin(TrainerBase):
     ) -> tuple[list[Any], torch.Tensor]:
         """The micro-batches of one optimizer step, and their number of items over all processes."""
         batches = list(islice(epoch_iterator, num_batches))
+        self.backend.end_graph()
         counts = []
         for batch in batches:
             counts.append(self.count_items(batch).to(device).float())
             self.backend.end_graph()
         items = torch.stack(counts).sum() if counts else torch.zeros((), device=device)
-        return batches, self.accelerator.reduce(items, reduction="sum")
+        items = self.accelerator.reduce(items, reduction="sum")
+        self.backend.end_graph()
+        return batches, items
 
     #: the name under which optimum-habana's trainer calls it
     def get_batch_samples_transformers(self, *args: Any) -> tuple[list[Any], torch.Tensor]:
@@ -139,13 +202,14 @@ class StageMixin(TrainerBase):
         return loss
 
     def _warm_up(self, model: Any, inputs: dict[str, Any], items: Any) -> None:
-        """Show the device every shape there will be, so that it compiles them all before the first step.
+        """Show the device every graph there will be, so that it compiles them all before the first step.
 
-        A first pass also makes what is made once (gradients, accumulators); the second is like all that follow.
-        Nothing of it stays: gradients are dropped, random numbers and averages put back.
+        A first round also makes what is made once (accumulators); the second is like all that follow. Nothing of it
+        stays: gradients are dropped, random numbers and averages put back, and the optimizer has done nothing.
         """
         self.warm = True
-        length = next(tensor.shape[1] for tensor in inputs.values() if tensor.dim() > 1)
+        length = inputs["input_ids"].shape[1]
+        passes = 1 if self.args.gradient_accumulation_steps == 1 else 2  # into no gradient, and onto one
         with self.backend.forked_random_numbers(), self.averages.nothing_counts():
             for _ in range(2):
                 for width in self.shapes.buckets or (length,):
@@ -153,8 +217,12 @@ class StageMixin(TrainerBase):
                     self.backend.end_graph()
                     self.count_items(batch).to(self.args.device).float()
                     self.backend.end_graph()
-                    super().training_step(model, batch, items)
-                    self.backend.end_graph()
+                    model.zero_grad()
+                    for _ in range(passes):
+                        super().training_step(model, batch, items)
+                        self.backend.end_graph()
+        make_optimizer_state(model, self.optimizer)
+        self.backend.end_graph()
         model.zero_grad()
         self.tokens.clear()
 

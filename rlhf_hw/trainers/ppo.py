@@ -144,7 +144,7 @@ class PPOMixin(StageMixin):
         assert self.experience is not None
         rows = self._rows_of_step(self.experience, update, step)
         batches = [self.experience.minibatch(part, self.rollout_shapes) for part in rows]
-        return batches, self.items_of_step[step]
+        return batches, self.items_of_step[step].to(device)
 
     def _begin_update(self, update: int) -> None:
         """Roll out, make experience, and count the tokens of each optimizer step over all processes."""
@@ -156,7 +156,8 @@ class PPOMixin(StageMixin):
         steps = range(self.steps_per_update)
         rows = [list(chain(*self._rows_of_step(self.experience, update, step))) for step in steps]
         local = torch.stack([lengths[row].sum() for row in rows]).float()
-        self.items_of_step = self.accelerator.reduce(local, reduction="sum")
+        # on the host: as parts of one tensor on the device, each step's number would be a graph's input of its own kind
+        self.items_of_step = self.accelerator.reduce(local, reduction="sum").cpu()
         self.moved = torch.zeros(2, device=lengths.device)
         self.stopped = False
         answers = self.settings.batch_size * world

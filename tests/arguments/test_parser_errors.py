@@ -164,7 +164,6 @@ def test_ppo_needs_a_reward(refused: Refused) -> None:
         (["--packing", "--dataset_concatenation"], "--packing"),
         (["--use_habana", "--device", "cuda"], "--use_habana"),
         (["--no_cuda", "--device", "cuda"], "--use_cpu"),
-        (["--device", "hpu", "--fp16"], "--fp16: not on HPU"),
         (["--train_file", "x.json"], "--dataset_name and --train_file"),
     ],
 )

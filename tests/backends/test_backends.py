@@ -14,6 +14,8 @@ import backends
 from backends import BACKENDS, Availability, BackendError, DynamicShapes, Precision, resolve
 from backends.cpu import CPUBackend
 from backends.cuda import CUDABackend
+from backends.hpu import HPUBackend
+from backends.shapes import StaticBuckets
 
 ROOT = Path(backends.__file__).parent
 HALF = Precision("bf16", torch.bfloat16, "for a test")
@@ -67,20 +69,8 @@ def test_an_unknown_device_is_answered_with_the_known_ones(device: str) -> None:
         resolve(device)
 
 
-@pytest.mark.parametrize("device", ["hpu", "habana"])
-def test_gaudi_is_refused_with_what_to_leave_out(device: str) -> None:
-    with pytest.raises(BackendError, match=r"--device hpu: .*--use_habana"):
-        resolve(device)
-
-
 def test_a_new_device_is_one_subclass_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """The seam by which the next device comes in: `auto` asks it in its turn, by name it explains itself."""
-
-    class Fixed:
-        may_vary = False
-
-        def pad_length(self, longest: int) -> int:
-            return 512
 
     class NewBackend(CPUBackend):
         name = "new"
@@ -91,9 +81,10 @@ def test_a_new_device_is_one_subclass_in_the_table(monkeypatch: pytest.MonkeyPat
             return Availability(cls.there, "plug it in")
 
         def shape_policy(self, lengths: Sequence[int] = ()) -> Any:
-            return Fixed()
+            return StaticBuckets((512,))
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(HPUBackend, "available", lambda: Availability(False, "no Gaudi"))
     table = {"new": NewBackend, **BACKENDS}
     monkeypatch.setitem(resolve.__globals__, "BACKENDS", table)
     assert resolve("auto").name == "cpu"

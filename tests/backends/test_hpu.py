@@ -1,0 +1,174 @@
+"""What a Gaudi is asked that needs none to be answered: runtime, mode, precision, shapes."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+
+from backends import BackendError, resolve
+from backends.hpu import HPUBackend, HPUSettings
+from backends.shapes import StaticBuckets, choose_buckets, padding_share, round_up
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes just the named packages look installed, of those that the backend asks about."""
+    asked = ("habana_frameworks", "habana_torch_plugin_emulator", "optimum", "optimum.habana")
+
+    def only(*names: str) -> None:
+        def found(name: str) -> Any:
+            if name in asked:
+                return object() if name in names else None
+            return find_spec(name)
+
+        monkeypatch.setattr("backends.hpu.find_spec", found)
+
+    monkeypatch.delenv("PT_HPU_LAZY_MODE", raising=False)
+    return only
+
+
+@pytest.fixture
+def optimum(installed: Any) -> None:
+    installed("optimum", "optimum.habana")
+
+
+@pytest.mark.parametrize("device", ["hpu", "habana"])
+def test_without_the_gaudi_software_the_line_says_what_to_install(installed: Any, device: str) -> None:
+    installed()
+    with pytest.raises(
+        BackendError, match=r"--device hpu: .*habana_frameworks.*container image.*hpu_emulator"
+    ):
+        resolve(device)
+
+
+def test_auto_passes_over_an_emulated_gaudi(installed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed("habana_frameworks", "habana_torch_plugin_emulator")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve("auto").name == "cpu"
+
+
+# --- runtime and mode ------------------------------------------------------------------------------------------
+
+
+def test_the_runtime_is_the_one_that_is_installed(installed: Any) -> None:
+    installed()
+    assert HPUBackend().runtime.value == "native"
+    installed("optimum", "optimum.habana")
+    assert HPUBackend().runtime.value == "optimum"
+    assert HPUBackend(HPUSettings(runtime="native")).runtime.value == "native"
+
+
+def test_the_optimum_runtime_must_be_installed(installed: Any) -> None:
+    installed("optimum")
+    with pytest.raises(
+        BackendError, match=r"--hpu_runtime optimum: .*requirements-hpu.txt.*--hpu_runtime native"
+    ):
+        HPUBackend(HPUSettings(runtime="optimum")).runtime  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable", "mode"),
+    [
+        ({}, None, "lazy"),
+        ({}, "0", "eager"),
+        ({}, "1", "lazy"),
+        ({"lazy_mode": False}, None, "eager"),
+        ({"lazy_mode": True}, "1", "lazy"),
+        ({"torch_compile": True}, None, "compile"),
+        ({"torch_compile": True, "lazy_mode": False}, "0", "compile"),
+    ],
+)
+def test_the_mode_follows_the_flags_and_the_variable(
+    optimum: None, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], variable: str | None, mode: str
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("PT_HPU_LAZY_MODE", variable)
+    found = HPUBackend(HPUSettings(**settings)).lazy_mode
+    assert found.value == mode
+    assert found.reason
+
+
+def test_native_runs_eagerly_unless_told_otherwise(installed: Any) -> None:
+    installed()
+    assert HPUBackend().lazy_mode.value == "eager"
+    assert HPUBackend(HPUSettings(lazy_mode=True)).lazy_mode.value == "lazy"
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable", "message"),
+    [
+        ({"lazy_mode": True}, "0", r"--use_lazy_mode True: .*PT_HPU_LAZY_MODE=0"),
+        ({"lazy_mode": False}, "1", r"--use_lazy_mode False: .*PT_HPU_LAZY_MODE=1"),
+        ({"torch_compile": True, "lazy_mode": True}, None, r"--torch_compile: .*--use_lazy_mode False"),
+        ({"torch_compile": True}, "1", r"--torch_compile: .*unset PT_HPU_LAZY_MODE"),
+    ],
+)
+def test_contradictions_about_the_mode_are_reported(
+    optimum: None,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    variable: str | None,
+    message: str,
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("PT_HPU_LAZY_MODE", variable)
+    with pytest.raises(BackendError, match=message):
+        HPUBackend(HPUSettings(**settings)).lazy_mode  # noqa: B018
+
+
+# --- precision -------------------------------------------------------------------------------------------------
+
+
+def test_bf16_is_the_default_and_fp16_is_refused() -> None:
+    backend = HPUBackend()
+    assert backend.precision(None, None).autocast == "bf16"
+    assert backend.precision(False, None).autocast == "no"
+    with pytest.raises(BackendError, match=r"--fp16: a Gaudi has no fp16.*--bf16"):
+        backend.precision(None, True)
+    assert "NVIDIA" in backend.refused_training_arguments()["tf32"]
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------
+
+
+def test_buckets_hold_every_row_and_there_are_few() -> None:
+    lengths = [*range(3, 90, 2), 300]
+    policy = HPUBackend().shape_policy(lengths)
+    assert not policy.may_vary
+    assert 1 <= len(policy.buckets) <= 4
+    assert all(policy.pad_length(length) >= length for length in lengths)
+    assert all(bucket % 8 == 0 for bucket in policy.buckets)
+    assert policy.buckets[-1] == 304
+
+
+def test_a_rollout_has_one_width() -> None:
+    shapes = HPUBackend().rollout_shapes([3, 17, 60], 30)
+    assert shapes.answer_width == 30
+    assert {shapes.prompts.pad_length(n) for n in (3, 17, 60)} == {64}
+    assert {shapes.sequences.pad_length(n) for n in (4, 60, 94)} == {96}
+
+
+def test_a_longer_row_than_any_seen_gets_a_shape_of_its_own() -> None:
+    policy = StaticBuckets((8, 32))
+    assert [policy.pad_length(n) for n in (1, 8, 9, 32, 33, 65)] == [8, 8, 32, 32, 64, 96]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_the_buckets_chosen_pad_least_of_all_choices(count: int) -> None:
+    from itertools import combinations
+
+    lengths = [(7 * i * i) % 61 + 1 for i in range(40)]
+    widths = sorted({round_up(length, 8) for length in lengths})
+
+    def padded(buckets: tuple[int, ...]) -> int:
+        return sum(StaticBuckets(buckets).pad_length(length) for length in lengths)
+
+    every = [c for n in range(1, count + 1) for c in combinations(widths, n) if c[-1] == widths[-1]]
+    assert padded(choose_buckets(lengths, count, 8)) == min(map(padded, every))
+
+
+def test_the_share_of_padding_is_that_of_the_rows() -> None:
+    assert padding_share([5, 8, 3], StaticBuckets((8,))) == pytest.approx(8 / 24)
+    with pytest.raises(ValueError, match="no"):
+        choose_buckets([], 4, 8)
