@@ -28,7 +28,11 @@ def test_each_model_gets_the_same_losses_and_weights_lazy_eager_and_on_the_cpu(r
     eager = run_gaudi(requests(EAGER), PT_HPU_LAZY_MODE="0")
     cpu = run_gaudi(requests(CPU))
     for model, on_lazy, on_eager, on_cpu in zip(MODELS, lazy, eager, cpu, strict=True):
-        assert (on_lazy.pop("device"), on_eager.pop("device"), on_cpu.pop("device")) == ("hpu:0", "hpu:0", "cpu")
+        assert (on_lazy.pop("device"), on_eager.pop("device"), on_cpu.pop("device")) == (
+            "hpu:0",
+            "hpu:0",
+            "cpu",
+        )
         assert len(on_lazy["losses"]) == STEPS
         assert on_lazy == on_eager, model
         assert on_lazy == on_cpu, model
@@ -50,7 +54,8 @@ def test_the_ways_to_train_that_optimum_habana_offers(run_gaudi):
     variants = {
         "plain": request(arguments=LAZY, evaluate=True),
         "hpu graphs": request(
-            arguments={**LAZY, "use_hpu_graphs_for_training": True, "use_hpu_graphs_for_inference": True}, evaluate=True
+            arguments={**LAZY, "use_hpu_graphs_for_training": True, "use_hpu_graphs_for_inference": True},
+            evaluate=True,
         ),
         "fused attention": request(
             arguments={**LAZY, "attn_implementation": "gaudi_fused_sdpa"},
@@ -93,6 +98,6 @@ def test_two_processes_train_as_one_with_twice_the_batch(run_gaudi, launcher):
         pytest.skip("needs Open MPI's mpirun")
     one = run_gaudi(request(arguments={**LAZY, "per_device_train_batch_size": 8}, evaluate=True))
     two = run_gaudi(request(arguments=LAZY, evaluate=True), processes=2, launcher=launcher)
-    assert [answer["device"] for answer in two] == ["hpu:0", "hpu:1"]
+    assert [(answer["rank"], answer["device"][:3]) for answer in two] == [(0, "hpu"), (1, "hpu")]
     assert two[0]["eval_loss"] == two[1]["eval_loss"]
     assert two[0]["eval_loss"] == pytest.approx(one["eval_loss"], abs=1e-4)

@@ -10,8 +10,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch._refs
+import torch._subclasses.fake_impls
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch._dynamo.backends.common import aot_autograd
+
+
+def _keep_strides_when_tracing() -> None:
+    """PyTorch traces an hpu operator as if its result were always contiguous, as the hardware's are. The emulated device
+    keeps strides as the CPU does, so a traced `view` would meet other strides when it runs."""
+
+    def keeps_strides(device: torch.device | None) -> bool:
+        return True
+
+    torch._subclasses.fake_impls.is_noncontiguous_supported = keeps_strides
+    torch._refs.is_noncontiguous_supported = keeps_strides
+
+
+_keep_strides_when_tracing()
 
 
 def _run_as_traced(graph_module: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
