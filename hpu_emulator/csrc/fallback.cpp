@@ -315,10 +315,18 @@ void convert_arguments(Call& call, IValue* arguments) {
   }
   if (C10_UNLIKELY(has_generator)) {
     for (size_t i = 0; i < op.arguments.size(); ++i) {
-      if (op.arguments[i] == Kind::kGenerator) {
-        arguments[i] = cpu_generator(
-            arguments[i].isNone() ? default_generator(call.device) : arguments[i].toGenerator());
+      if (op.arguments[i] != Kind::kGenerator) {
+        continue;
       }
+      if (arguments[i].isNone()) {
+        arguments[i] = cpu_generator(default_generator(call.device));
+        continue;
+      }
+      const at::Generator generator = arguments[i].toGenerator();
+      TORCH_CHECK(
+          generator.device().type() == c10::DeviceType::HPU, "Expected a 'hpu' device type for generator but found '",
+          generator.device().type(), "'");
+      arguments[i] = cpu_generator(generator);
     }
   }
 }

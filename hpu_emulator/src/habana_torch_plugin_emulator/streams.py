@@ -3,6 +3,7 @@ event only a time; both subclass PyTorch's own, which DeepSpeed and FSDP rely on
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +22,12 @@ class Stream(torch.Stream):
         index = device_index(device)
         return super().__new__(cls, device=f"hpu:{index}", priority=priority)
 
+    def record_event(self, event: torch.Event | None = None) -> torch.Event:
+        """Records `event`, or a new one, on this stream and returns it."""
+        event = Event() if event is None else event
+        event.record(self)
+        return event
+
     def wait_event(self, event: torch.Event) -> None:
         event.wait(self)
 
@@ -32,12 +39,34 @@ class Stream(torch.Stream):
 
 
 class Event(torch.Event):
-    """A point in time of a stream; elapsed_time is wall-clock milliseconds."""
+    """A point in time of a stream; elapsed_time is wall-clock milliseconds.
+
+    PyTorch's elapsed_time takes no subclass of torch.Event for its argument, hence the time kept here.
+    """
+
+    recorded: float | None = None
+    timed = False
 
     def __new__(cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> Event:
-        return super().__new__(
+        event = super().__new__(
             cls, device="hpu", enable_timing=enable_timing, blocking=blocking, interprocess=interprocess
         )
+        event.timed = enable_timing
+        return event
+
+    def record(self, stream: torch.Stream | None = None) -> None:
+        super().record(stream)
+        self.recorded = time.perf_counter()
+
+    def elapsed_time(self, end_event: torch.Event) -> float:
+        """Milliseconds from this event to `end_event`; both must be recorded, with enable_timing."""
+        if not isinstance(end_event, Event):
+            return super().elapsed_time(end_event)
+        if not (self.timed and end_event.timed):
+            raise ValueError("Both events must be created with argument 'enable_timing=True'.")
+        if self.recorded is None or end_event.recorded is None:
+            raise ValueError("Both events must be recorded before calculating elapsed time.")
+        return (end_event.recorded - self.recorded) * 1e3
 
 
 def _as_stream(stream: torch.Stream) -> Stream:
