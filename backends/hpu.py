@@ -163,9 +163,9 @@ class HPUBackend(Backend):
         return {"use_habana": True, "use_lazy_mode": self.lazy_mode.value == "lazy"}
 
     def training_argument_defaults(self) -> dict[str, Any]:
-        # Each of these would bring new graphs: a last, smaller batch; a first log line late in the run; an evaluation
-        # that joins its batches on the device.
-        return {"dataloader_drop_last": True, "logging_first_step": True, "eval_accumulation_steps": 1}
+        # Each of these would bring new graphs: a first log line late in the run, and an evaluation that joins its
+        # batches on the device.
+        return {"logging_first_step": True, "eval_accumulation_steps": 1}
 
     def refused_training_arguments(self) -> dict[str, str]:
         return {

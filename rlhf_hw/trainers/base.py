@@ -132,23 +132,35 @@ class StageMixin(TrainerBase):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return SeededByEpoch(sampler, seed, lambda: int(self.state.epoch or 0))
 
+    def get_train_dataloader(self) -> Any:
+        """The base's; where shapes are fixed without a last, smaller batch (unless it is the only one)."""
+        rows_a_batch = self.args.train_batch_size * self.accelerator.num_processes
+        rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else rows_a_batch
+        full = not self.shapes.may_vary and rows >= rows_a_batch
+        with self._last_batch(dropped=full or self.args.dataloader_drop_last):
+            return super().get_train_dataloader()
+
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        with self._every_row():
+        with self._last_batch(dropped=False):
             return super().get_eval_dataloader(*args, **kwargs)
 
     def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        with self._every_row():
+        with self._last_batch(dropped=False):
             return super().get_test_dataloader(*args, **kwargs)
 
     @contextmanager
-    def _every_row(self) -> Iterator[None]:
-        """`--dataloader_drop_last` is about training: an evaluation that left rows out would be another's."""
-        said = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = False
+    def _last_batch(self, *, dropped: bool) -> Iterator[None]:
+        """Dataloaders made inside leave the last, incomplete batch out, or not: `--dataloader_drop_last` is about
+        training, and an evaluation that left rows out would be another's. (optimum-habana takes the flag to mean that
+        processes may have different numbers of batches, which an evaluation cannot end with.)
+        """
+        args, accelerator = self.args, self.accelerator
+        said, even = args.dataloader_drop_last, accelerator.even_batches
+        args.dataloader_drop_last, accelerator.even_batches = dropped, True
         try:
             yield
         finally:
-            self.args.dataloader_drop_last = said
+            args.dataloader_drop_last, accelerator.even_batches = said, even
 
     # The loss of an optimizer step
     def count_items(self, batch: dict[str, Any]) -> torch.Tensor:
