@@ -15,7 +15,7 @@ from launchers.errors import LaunchError
 from launchers.failures import BY_STDERR, FOLDER_VARIABLE
 from launchers.hosts import DEFAULT_PORT, free_port
 from launchers.machine import Machine, output_of
-from launchers.rank import END_SIGNAL
+from launchers.rank import END_SIGNAL, LAUNCHED_BY
 from launchers.records import Job, LaunchPlan
 
 #: Variables that the processes on other machines are given too, by their beginnings. Names alone stand in the command.
@@ -43,7 +43,7 @@ FORWARDED = (
     "WANDB_",
 )
 #: Those among them that mean this machine's own.
-KEPT_HERE = (FOLDER_VARIABLE, "PYTHONSTARTUP")
+KEPT_HERE = (FOLDER_VARIABLE, LAUNCHED_BY, "PYTHONSTARTUP")
 
 
 def installed(environ: Mapping[str, str]) -> bool:

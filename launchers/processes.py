@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +20,23 @@ _PR_SET_CHILD_SUBREAPER = 36
 def die_with_parent(number: int) -> None:
     """Have the kernel send this process the signal when its parent ends, however it ends."""
     _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def follow(process: int, number: int) -> None:
+    """Have this process sent the signal when another one ends, which need not be its parent."""
+    try:
+        handle = os.pidfd_open(process)
+    except ProcessLookupError:  # it has ended already
+        os.kill(os.getpid(), number)
+        return
+    except (AttributeError, OSError):  # no Linux, or one before 5.3
+        return
+
+    def wait() -> None:
+        select.select([handle], [], [])
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def adopt_orphans() -> None:
@@ -47,6 +67,18 @@ def children() -> list[int]:
         with contextlib.suppress(OSError):
             found += [int(word) for word in thread.read_text(encoding="ascii").split()]
     return found
+
+
+def wait_for(child: subprocess.Popen[bytes]) -> int:
+    """The child's return code. Adopted orphans that end meanwhile are reaped: DeepSpeed waits 30 s for such a zombie.
+
+    Takes the exit codes of all children: only for a process whose sole business they are.
+    """
+    while True:
+        ended, status = os.waitpid(-1, 0)
+        if ended == child.pid:
+            child.returncode = os.waitstatus_to_exitcode(status)
+            return child.returncode
 
 
 def reap(seconds: float) -> bool:

@@ -27,8 +27,10 @@ if __package__ in (None, ""):  # run by its path: the target's interpreter need 
 from launchers.errors import LaunchError
 from launchers.failures import BY_STDERR, FOLDER_VARIABLE, Failure, any_failure, has_traceback
 from launchers.ompi import set_rank_variables
-from launchers.processes import die_with_parent, exit_status, signal_group
+from launchers.processes import die_with_parent, exit_status, follow, signal_group
 
+#: Number of the process that a user started: it may be killed, and so may everyone between it and us.
+LAUNCHED_BY = "RLHF_HW_LAUNCHED_BY"
 #: Seconds between SIGTERM and SIGKILL for a rank that outlives another's failure (it may hang in a collective).
 GRACE = 5
 #: Seconds after its end in which what a process wrote must have arrived (its own children may hold the pipe open).
@@ -187,6 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(number, rank.forward)
     signal.signal(signal.SIGALRM, rank.kill)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+    if LAUNCHED_BY in os.environ:
+        follow(int(os.environ[LAUNCHED_BY]), signal.SIGTERM)
     return rank.wait()
 
 

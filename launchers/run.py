@@ -16,7 +16,15 @@ from types import FrameType
 
 from launchers import failures
 from launchers.errors import LaunchError
-from launchers.processes import adopt_orphans, die_with_parent, end_children, exit_status, signal_group
+from launchers.processes import (
+    adopt_orphans,
+    die_with_parent,
+    end_children,
+    exit_status,
+    signal_group,
+    wait_for,
+)
+from launchers.rank import LAUNCHED_BY
 from launchers.records import LaunchPlan
 
 #: Seconds that processes have to end after their launcher has: torchrun gives its workers as many.
@@ -41,7 +49,7 @@ def run(plan: LaunchPlan) -> int:
     adopt_orphans()
     with tempfile.TemporaryDirectory(prefix="rlhf-hw-ranks-") as name:
         folder = Path(name)
-        code = _run(plan, {failures.FOLDER_VARIABLE: name}, folder)
+        code = _run(plan, {failures.FOLDER_VARIABLE: name, LAUNCHED_BY: str(os.getpid())}, folder)
         if code != 0:
             end_children(GRACE_AFTER_FAILURE if failures.any_failure(folder) else GRACE)
         failure = failures.first_failure(folder)
@@ -101,7 +109,7 @@ def _run(plan: LaunchPlan, environment: dict[str, str], folder: Path | None) -> 
         if child.stderr is not None and folder is not None:
             reader = threading.Thread(target=_pass_on, args=(child.stderr.fileno(), folder), daemon=True)
             reader.start()
-        code = exit_status(child.wait())
+        code = exit_status(wait_for(child) if plan.several else child.wait())
         if reader is not None:
             reader.join(GRACE_AFTER_FAILURE)
         return code
