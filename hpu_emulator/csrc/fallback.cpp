@@ -310,6 +310,7 @@ void convert_arguments(Call& call, IValue* arguments) {
       check_foreign(call, tensor, argument);
     }
   }
+  const bool only_foreign = call.device < 0 && !call.foreign.empty();
   if (C10_UNLIKELY(call.device < 0)) {
     call.device = asked >= 0 ? asked : current_device();
   }
@@ -326,6 +327,10 @@ void convert_arguments(Call& call, IValue* arguments) {
       TORCH_CHECK(
           generator.device().type() == c10::DeviceType::HPU, "Expected a 'hpu' device type for generator but found '",
           generator.device().type(), "'");
+      // A CPU tensor and nothing but this generator to bring the call here.
+      TORCH_CHECK(
+          !only_foreign, "Expected a '", call.foreign.front().first.device().type(),
+          "' device type for generator but found 'hpu'");
       arguments[i] = cpu_generator(generator);
     }
   }

@@ -331,4 +331,7 @@ def install() -> None:
     torch.Tensor.hpu = _tensor_hpu
     torch.nn.Module.hpu = _module_hpu
     random.join_torch_manual_seed()
+    # Backward in the calling thread, as for the CPU. In a thread of its own the engine may drop a finished graph while
+    # the interpreter shuts down, and the process then aborts: seen in half of the programs that end with a backward.
+    torch.autograd.set_multithreading_enabled(False)
     collectives.register()
