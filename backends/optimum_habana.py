@@ -5,6 +5,7 @@ Retired together with the `optimum` runtime.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
+
+import torch.utils.checkpoint
 
 
 @cache
@@ -29,7 +32,29 @@ def optimum_habana() -> Any:
 
     import optimum.habana
 
+    _mend_checkpointing()
     return optimum.habana
+
+
+def _mend_checkpointing() -> None:
+    """Let `--gradient_checkpointing` in lazy mode recompute a layer from all of its inputs.
+
+    optimum-habana's copy of `torch.utils.checkpoint.checkpoint` calls one of torch's private functions by position;
+    since torch gave that function an argument `early_stop` before the layer's own, the layer's first input is taken for
+    it, and the rest move up by one. All that the copy does otherwise is to refuse reentrant checkpoints, so torch's own
+    with that refusal stands in. Where torch's function has no such argument, nothing is changed.
+    """
+    private = torch.utils.checkpoint._checkpoint_without_reentrant_generator
+    if "early_stop" not in inspect.signature(private).parameters:
+        return
+    from optimum.habana.transformers import gradient_checkpointing
+
+    plain = torch.utils.checkpoint.checkpoint  # now: the trainer puts the other in its place
+
+    def checkpoint(function: Any, *args: Any, use_reentrant: bool | None = None, **kwargs: Any) -> Any:
+        return plain(function, *args, use_reentrant=False, **kwargs)
+
+    gradient_checkpointing.checkpoint = checkpoint
 
 
 class _Absent(ModuleType):
