@@ -111,7 +111,7 @@ class GraphCount:
 
 @contextmanager
 def count_graphs() -> Iterator[GraphCount]:
-    """Counts the graphs of the block, also while the whole process is being counted.
+    """Counts the graphs of the block; within another count, and while the whole process is counted, those that it runs.
 
     with count_graphs() as count:
         train(steps=2)
@@ -123,6 +123,7 @@ def count_graphs() -> Iterator[GraphCount]:
     if counting_already:
         mark("count_graphs")
     else:
+        _C.accounting_reset()  # a cold start: what an earlier count saw would have no cause here
         start()
     count = GraphCount()
     try:
