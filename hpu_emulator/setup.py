@@ -22,7 +22,10 @@ version = torch.__version__.split("+")[0]
 if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
     sys.exit(f"habana-torch-plugin-emulator needs torch >= 2.6, found {torch.__version__}")
 if version not in TESTED:
-    print(f"warning: the emulator was tested with torch {', '.join(TESTED)}, not with {version}", file=sys.stderr)
+    print(
+        f"warning: the emulator was tested with torch {', '.join(TESTED)}, not with {version}",
+        file=sys.stderr,
+    )
 
 os.environ.setdefault("MAX_JOBS", "1")
 root = Path(__file__).resolve().parent

@@ -4,14 +4,11 @@
 
 #include "accounting.h"
 #include "emulator.h"
+#include "hccl_work.h"
 
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
-#include <torch/csrc/distributed/c10d/Work.hpp>
-
-#include <algorithm>
 
 namespace hpu_emulator {
 namespace {
@@ -22,84 +19,6 @@ using c10d::Backend;
 using c10d::OpType;
 using c10d::ReduceOp;
 using c10d::Work;
-using Tensors = std::vector<Tensor>;
-using Finish = std::function<void()>;
-
-// Gloo's work, and what is left to do with its result. Futures of it hold HPU tensors.
-class HcclWork final : public Work {
- public:
-  HcclWork(int rank, OpType op, std::vector<intrusive_ptr<Work>> parts, Tensors outputs, Finish finish)
-      : Work(rank, op), parts_(std::move(parts)), outputs_(std::move(outputs)) {
-    if (op == OpType::SEND || op == OpType::RECV || op == OpType::RECVANYSOURCE) {
-      return;  // gloo gives these no future
-    }
-    std::vector<c10::Device> devices;
-    for (const Tensor& tensor : outputs_) {
-      if (std::find(devices.begin(), devices.end(), tensor.device()) == devices.end()) {
-        devices.push_back(tensor.device());
-      }
-    }
-    future_ = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()), devices);
-    c10::List<intrusive_ptr<c10::ivalue::Future>> pending(c10::FutureType::create(c10::AnyType::get()));
-    for (const auto& part : parts_) {
-      pending.push_back(part->getFuture());
-    }
-    c10::collectAll(pending)->addCallback(
-        [future = future_, outputs = outputs_, finish = std::move(finish)](c10::ivalue::Future& done) {
-          if (done.hasError()) {
-            future->setError(done.exception_ptr());
-            return;
-          }
-          try {
-            if (finish) {
-              const at::AutoDispatchBelowADInplaceOrView guard;
-              finish();
-            }
-            future->markCompleted(c10::IValue(outputs));
-          } catch (...) {
-            future->setErrorIfNeeded(std::current_exception());
-          }
-        });
-  }
-
-  bool isCompleted() override {
-    return future_ ? future_->completed() : parts_.front()->isCompleted();
-  }
-  bool isSuccess() const override {
-    return future_ ? future_->completed() && !future_->hasError() : parts_.front()->isSuccess();
-  }
-  std::exception_ptr exception() const override {
-    return future_ ? (future_->hasError() ? future_->exception_ptr() : nullptr) : parts_.front()->exception();
-  }
-  int sourceRank() const override {
-    return parts_.front()->sourceRank();
-  }
-  Tensors result() override {
-    return outputs_;
-  }
-  void synchronize() override {}
-  bool wait(std::chrono::milliseconds timeout) override {
-    for (const auto& part : parts_) {
-      part->wait(timeout);
-    }
-    if (future_) {
-      future_->waitAndThrow();
-    }
-    return true;
-  }
-  void abort() override {
-    parts_.front()->abort();
-  }
-  intrusive_ptr<c10::ivalue::Future> getFuture() override {
-    TORCH_CHECK_NOT_IMPLEMENTED(future_, "hccl (emulated): point-to-point operations have no future");
-    return future_;
-  }
-
- private:
-  std::vector<intrusive_ptr<Work>> parts_;
-  Tensors outputs_;
-  intrusive_ptr<c10::ivalue::Future> future_;
-};
 
 Tensor host(const Tensor& tensor) {
   TORCH_CHECK(

@@ -3,6 +3,7 @@
 #include "accounting.h"
 #include "collectives.h"
 #include "emulator.h"
+#include "operator.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
@@ -12,136 +13,10 @@
 #include <c10/util/flat_hash_map.h>
 #include <torch/library.h>
 
-#include <algorithm>
-#include <mutex>
-#include <string_view>
-
 namespace hpu_emulator {
 namespace {
 
 using c10::IValue;
-
-enum class Kind : uint8_t { kOther, kTensor, kTensorList, kOptionalTensorList, kGenerator, kDevice };
-
-// What the schema of an operator says, worked out once.
-struct Operator {
-  std::string name;
-  uint64_t hash = 0;
-  const c10::FunctionSchema* schema = nullptr;
-  c10::SmallVector<Kind, 8> arguments;
-  c10::SmallVector<bool, 8> written;
-  c10::SmallVector<int, 4> returned_argument;  // -1: a new tensor or a view
-  bool writes = false;
-  bool collective = false;
-  bool computes = true;            // false: creation and filling, which every dtype may do
-  bool mixes_devices = false;      // CPU indices or lengths beside HPU tensors are legal
-  bool index = false;
-  bool host_on_hardware = false;
-  const char* flush = nullptr;     // ends a graph: the host must see the result
-  bool is_item = false;
-};
-
-bool one_of(std::string_view name, std::initializer_list<std::string_view> names) {
-  return std::find(names.begin(), names.end(), name) != names.end();
-}
-
-Kind kind_of(const c10::Argument& argument) {
-  c10::TypePtr type = argument.type();
-  const bool optional = type->kind() == c10::TypeKind::OptionalType;
-  if (optional) {
-    type = type->castRaw<c10::OptionalType>()->getElementType();
-  }
-  switch (type->kind()) {
-    case c10::TypeKind::TensorType:
-      return Kind::kTensor;
-    case c10::TypeKind::GeneratorType:
-      return Kind::kGenerator;
-    case c10::TypeKind::DeviceObjType:
-      return Kind::kDevice;
-    case c10::TypeKind::ListType: {
-      const auto element = type->castRaw<c10::ListType>()->getElementType();
-      if (element->kind() == c10::TypeKind::TensorType) {
-        return Kind::kTensorList;
-      }
-      return element->kind() == c10::TypeKind::OptionalType &&
-              element->castRaw<c10::OptionalType>()->getElementType()->kind() == c10::TypeKind::TensorType
-          ? Kind::kOptionalTensorList
-          : Kind::kOther;
-    }
-    default:
-      return Kind::kOther;
-  }
-}
-
-Operator describe(const c10::OperatorHandle& handle) {
-  const c10::FunctionSchema& schema = handle.schema();
-  Operator op;
-  op.schema = &schema;
-  const std::string& full = schema.name();
-  op.name = full.substr(0, 6) == "aten::" ? full.substr(6) : full;
-  const std::string base = op.name;
-  if (!schema.overload_name().empty()) {
-    op.name += "." + schema.overload_name();
-  }
-  op.hash = hash_text(full + "." + schema.overload_name());
-  for (const auto& argument : schema.arguments()) {
-    op.arguments.push_back(kind_of(argument));
-    const bool written = argument.alias_info() && argument.alias_info()->isWrite();
-    op.written.push_back(written);
-    op.writes = op.writes || written;
-  }
-  for (const auto& returned : schema.returns()) {
-    int source = -1;
-    if (returned.alias_info() && returned.alias_info()->isWrite()) {
-      for (size_t i = 0; i < schema.arguments().size(); ++i) {
-        const auto* info = schema.arguments()[i].alias_info();
-        if (info && info->isWrite() && info->beforeSets() == returned.alias_info()->beforeSets()) {
-          source = static_cast<int>(i);
-        }
-      }
-    }
-    op.returned_argument.push_back(source);
-  }
-  op.collective = full.rfind("c10d::", 0) == 0;
-  op.computes = !one_of(
-      base, {"fill_", "zero_", "arange", "range", "linspace", "randperm", "eye", "full", "zeros", "ones", "_local_scalar_dense", "equal", "is_set_to",
-             "_foreach_copy_", "cat", "_pin_memory", "normal_", "uniform_", "random_", "is_same_size"});
-  op.index = one_of(
-      base, {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put",
-             "_unsafe_masked_index", "_unsafe_masked_index_put_accumulate"});
-  op.mixes_devices = op.index ||
-      one_of(base, {"_pack_padded_sequence", "_pack_padded_sequence_backward", "_ctc_loss", "_ctc_loss_backward",
-                    "_foreach_copy_", "_embedding_bag_backward", "set_"});
-  op.host_on_hardware = op.name != "repeat_interleave.self_int" && may_run_on_cpu_on_hardware(base);
-  op.is_item = base == "_local_scalar_dense";
-  if (op.is_item) {
-    op.flush = "item";
-  } else if (one_of(base, {"nonzero", "equal", "masked_select", "unique_consecutive", "unique_dim", "_unique",
-                           "_unique2", "unique_dim_consecutive", "bincount", "is_nonzero"}) ||
-             op.name == "repeat_interleave.Tensor") {
-    op.flush = "data-dependent operator";
-  }
-  return op;
-}
-
-const Operator& describe_once(const c10::OperatorHandle& handle) {
-  thread_local ska::flat_hash_map<const void*, const Operator*> known;
-  const void* key = &handle.schema();
-  const auto found = known.find(key);
-  if (C10_LIKELY(found != known.end())) {
-    return *found->second;
-  }
-  // Shared between threads and never freed: accounting keeps pointers to the names.
-  static auto* mutex = new std::mutex();
-  static auto* all = new ska::flat_hash_map<const void*, const Operator*>();
-  std::lock_guard<std::mutex> lock(*mutex);
-  const Operator*& op = (*all)[key];
-  if (op == nullptr) {
-    op = new Operator(describe(handle));
-  }
-  known.emplace(key, op);
-  return *op;
-}
 
 // The HPU tensors of one call beside the CPU tensors that stand for them.
 class Aliases {
@@ -362,6 +237,19 @@ void convert_results(const Call& call, torch::jit::Stack* stack) {
   }
 }
 
+bool indexes_by_mask(const Operator& op, const IValue* arguments) {
+  if (op.name != "index.Tensor" && op.name != "_unsafe_index.Tensor") {
+    return false;
+  }
+  for (const IValue& index : arguments[1].toListRef()) {
+    if (index.isTensor() && index.toTensor().defined() &&
+        (index.toTensor().scalar_type() == at::kBool || index.toTensor().scalar_type() == at::kByte)) {
+      return true;
+    }
+  }
+  return false;
+}
+
 void fallback(const c10::OperatorHandle& handle, c10::DispatchKeySet, torch::jit::Stack* stack) {
   Call call{describe_once(handle), {}, {}};
   const Operator& op = call.op;
@@ -371,10 +259,11 @@ void fallback(const c10::OperatorHandle& handle, c10::DispatchKeySet, torch::jit
   }
   call.strict = strict();
   IValue* arguments = stack->data() + (stack->size() - op.arguments.size());
-  if (C10_UNLIKELY((call.strict & kStrictFallbackOps) && op.host_on_hardware)) {
+  const bool counted = C10_UNLIKELY(accounting());
+  const bool by_mask = C10_UNLIKELY(op.index && (counted || call.strict)) && indexes_by_mask(op, arguments);
+  if (C10_UNLIKELY((call.strict & kStrictFallbackOps) && (op.host_on_hardware || by_mask))) {
     check_fallback_op(op.name.c_str());
   }
-  const bool counted = C10_UNLIKELY(accounting());
   if (counted && !op.is_item) {
     account_operator(op.name, op.hash, arguments, op.arguments.size());
   }
@@ -391,8 +280,8 @@ void fallback(const c10::OperatorHandle& handle, c10::DispatchKeySet, torch::jit
     }
   }
   convert_results(call, stack);
-  if (counted && op.flush) {
-    account_flush(op.flush);
+  if (counted && (op.flush || by_mask)) {
+    account_flush(op.flush ? op.flush : "data-dependent operator");
   }
 }
 
@@ -432,6 +321,9 @@ int64_t register_explicit_fallbacks() {
       names.push_back(name);
     }
   }
+  // Implicit composites whose own CPU kernels round differently in bfloat16; their derivatives are formulas of their own.
+  names.emplace_back("aten::silu_backward", "");
+  names.emplace_back("aten::mish_backward", "");
   int64_t count = 0;
   for (const auto& name : names) {
     if (name.name.rfind("aten::", 0) != 0 || has_typed_kernel(name)) {

@@ -44,20 +44,22 @@ bool tolerate_cpu_tensors() noexcept {
 
 void check_dtype(const char* op, c10::ScalarType dtype) {
   const bool absent = dtype == c10::ScalarType::Half || dtype == c10::ScalarType::Double || c10::isComplexType(dtype);
-  TORCH_CHECK_TYPE(
+  TORCH_CHECK(
       !absent, "strict dtypes: ", op, " on a ", dtype, " HPU tensor. Gaudi computes in float32, bfloat16 and integers; "
       "convert the tensor, or take `dtypes` out of HPU_EMULATOR_STRICT.");
 }
 
 bool may_run_on_cpu_on_hardware(const std::string& op) {
   const std::string_view name(op);
-  return host_operators().count(name) > 0 || name.substr(0, 7) == "linalg_";
+  const bool decomposition = name.substr(0, 7) == "linalg_" && name.find("norm") == name.npos &&
+      name != "linalg_cross" && name != "linalg_vecdot";
+  return decomposition || host_operators().count(name) > 0;
 }
 
 void check_fallback_op(const char* op) {
   TORCH_CHECK_NOT_IMPLEMENTED(
-      false, "strict fallback_ops: ", op, " has a result whose shape depends on the data, or no Gaudi kernel: the hardware's "
-      "software would run it on the host and split the graph. Rewrite it, do it on the CPU on purpose, or take "
+      false, "strict fallback_ops: ", op, " has a result whose shape depends on the data, or is an algorithm for the host: the "
+      "hardware's software may run it there and split the graph. Rewrite it, do it on the CPU on purpose, or take "
       "`fallback_ops` out of HPU_EMULATOR_STRICT.");
 }
 

@@ -30,7 +30,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     )  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(rank), "2", str(folder / "store"), str(folder / f"{rank}.json")],
+            [
+                sys.executable,
+                str(PROGRAM),
+                str(rank),
+                "2",
+                str(folder / "store"),
+                str(folder / f"{rank}.json"),
+            ],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 from conftest import RunPython
-
 from habana_torch_plugin_emulator import _C, settings
 
 MIB = 2**20

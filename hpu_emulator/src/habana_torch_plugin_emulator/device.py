@@ -248,7 +248,9 @@ def set_autocast_hpu_dtype(dtype: torch.dtype) -> None:
 class _Autocast(torch.autocast):
     """torch.hpu.amp.autocast(): torch.autocast for this device."""
 
-    def __init__(self, enabled: bool = True, dtype: torch.dtype = torch.bfloat16, cache_enabled: bool = True) -> None:
+    def __init__(
+        self, enabled: bool = True, dtype: torch.dtype = torch.bfloat16, cache_enabled: bool = True
+    ) -> None:
         super().__init__("hpu", enabled=enabled, dtype=dtype, cache_enabled=cache_enabled)
 
 
@@ -318,7 +320,9 @@ def set_strict(kinds: frozenset[str] | set[str]) -> None:
     """What raises from now on: any of `dtypes`, `fallback_ops`, `devices`."""
     unknown = set(kinds).difference(settings.STRICT_KINDS)
     if unknown:
-        raise ValueError(f"unknown kind(s) of strictness {sorted(unknown)}; choose from {settings.STRICT_KINDS}")
+        raise ValueError(
+            f"unknown kind(s) of strictness {sorted(unknown)}; choose from {settings.STRICT_KINDS}"
+        )
     _C.set_strict(sum(getattr(_C, f"STRICT_{kind.upper()}") for kind in kinds))
 
 

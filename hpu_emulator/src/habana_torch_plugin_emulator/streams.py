@@ -47,7 +47,9 @@ class Event(torch.Event):
     recorded: float | None = None
     timed = False
 
-    def __new__(cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> Event:
+    def __new__(
+        cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False
+    ) -> Event:
         event = super().__new__(
             cls, device="hpu", enable_timing=enable_timing, blocking=blocking, interprocess=interprocess
         )
