@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launchers.secret_arguments import shell_command
+
 if TYPE_CHECKING:
     from launchers.hosts import Host, Machines
     from launchers.machine import Machine
@@ -92,6 +94,6 @@ class LaunchPlan:
     end_signal: int | None = None
 
     def shell(self) -> str:
-        """The plan as one line to paste into a POSIX shell."""
+        """The plan as one line to paste into a POSIX shell; each secret has become a variable for the user to set."""
         assignments = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*assignments, shlex.join(self.command)])
+        return " ".join([*assignments, shell_command(self.command)])

@@ -34,7 +34,7 @@ def set_lazy_mode(argv: Sequence[str], environ: MutableMapping[str, str]) -> Non
 def flag_values(argv: Sequence[str]) -> dict[str, str]:
     """Each flag's last value as text, those of the `--config` file first; "True" for a switch without one."""
     found: dict[str, str] = {}
-    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+    for word, following in zip(argv, [*argv, "--"][1:], strict=True):
         if not word.startswith("--"):
             continue
         name, separator, value = word[2:].replace("-", "_").partition("=")

@@ -18,30 +18,17 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
-REDACTED = "<redacted>"
-
-# The flags of the three stages and of transformers that take a credential.
-SECRET_FLAGS = frozenset(
-    {"hf_access_token", "token", "use_auth_token", "hub_token", "push_to_hub_token", "api_key", "password"}
+from launchers.secret_arguments import (
+    REDACTED,
+    is_secret_name,
+    is_secret_value,
+    secret_arguments,
+    secrets_as_variables,
 )
 
 # A shorter value is likely an ordinary word ("main", "test"): taking it out of every text would shred the text,
 # so it is hidden only where it stands as the value of its flag.
 SHORTEST_SCRUBBED = 6
-
-_SECRET_NAME = re.compile(
-    r"(?:^|_)(?:token|passw(?:or)?ds?|passphrase|secrets?|credentials?|api_?keys?)$|_keys?$", re.IGNORECASE
-)
-# Names of a tokenizer's own symbols; they end in "_token" and are no secret.
-_VOCABULARY_NAME = re.compile(
-    r"^(?:pad|eos|bos|unk|sep|cls|mask|eot|eom|stop|start|end|image|video|audio|decoder_start|prefix|suffix|middle)_token$"
-)
-_NOT_A_SECRET = frozenset(
-    {"", "true", "false", "t", "f", "yes", "no", "y", "n", "0", "1", "none", "null", REDACTED}
-)
-# `--push_to_hub` is a switch of its own, although it begins like `--push_to_hub_token`.
-_NOT_AN_ABBREVIATION = frozenset({"push_to_hub"})
-_SHORTEST_ABBREVIATION = 4  # `--hf_a`; shorter ones are ambiguous, and argparse refuses them
 
 _LOOKS_LIKE_A_SECRET = (
     re.compile(r"(?<![A-Za-z0-9])()hf_[A-Za-z0-9]{16,}"),
@@ -54,20 +41,12 @@ _LOOKS_LIKE_A_SECRET = (
 )
 
 
-def is_secret_name(name: str) -> bool:
-    """Whether a flag, key or variable of this name holds a secret: `--hub-token`, `apiKey`, `HF_TOKEN`."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.lstrip("-")).replace("-", "_").lower()
-    if _VOCABULARY_NAME.match(words):
-        return False
-    return words in SECRET_FLAGS or _SECRET_NAME.search(words) is not None
-
-
 def redact_argv(argv: Sequence[str]) -> list[str]:
     """`argv` with the secrets taken out, in `--flag value`, `--flag=value`, `NAME=value` and JSON arguments."""
     redacted = list(argv)
     vault = SecretVault()
     vault.learn_argv(argv)
-    for index, prefix, _ in _secret_arguments(argv):
+    for index, prefix, _ in secret_arguments(argv):
         redacted[index] = prefix + REDACTED
     for index, prefix, mapping in _json_arguments(redacted):
         redacted[index] = prefix + json.dumps(redact_mapping(mapping))
@@ -75,12 +54,10 @@ def redact_argv(argv: Sequence[str]) -> list[str]:
 
 
 def shell_command(argv: Sequence[str]) -> str:
-    """A line to paste into a shell: each secret has become a variable named after its flag (`"$HF_ACCESS_TOKEN"`)."""
-    redacted = redact_argv(argv)
-    words = [shlex.quote(word) for word in redacted]
-    for index, prefix, _ in _secret_arguments(argv):
-        name = (prefix or argv[index - 1]).strip("-=").replace("-", "_").upper()
-        words[index] = f'{prefix}"${name}"'
+    """As the launchers' `shell_command`, without the secrets in JSON arguments and wherever else they recur."""
+    words = [shlex.quote(word) for word in redact_argv(argv)]
+    for index, word in secrets_as_variables(argv):
+        words[index] = word
     return " ".join(words)
 
 
@@ -114,12 +91,12 @@ class SecretVault:
 
     def add(self, value: object) -> None:
         """Remember one secret; None, booleans and the words that mean them are no secrets (`--use_auth_token True`)."""
-        if _is_secret_value(value):
+        if is_secret_value(value):
             self._values.add(str(value))
 
     def learn_argv(self, argv: Sequence[str]) -> None:
         """Remember the values of the secret flags on a command line."""
-        for _, _, value in _secret_arguments(argv):
+        for _, _, value in secret_arguments(argv):
             self.add(value)
         for _, _, mapping in _json_arguments(argv):
             self.learn_mapping(mapping)
@@ -220,39 +197,6 @@ def install_log_filter(vault: SecretVault) -> Callable[[], None]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _is_secret_value(value: object) -> bool:
-    if value is None or isinstance(value, bool):
-        return False
-    return str(value).strip().lower() not in _NOT_A_SECRET
-
-
-def _is_secret_flag(flag: str) -> bool:
-    """As `is_secret_name`, and also the abbreviations argparse accepts (`--hf_access` for `--hf_access_token`)."""
-    name = flag.lstrip("-").replace("-", "_").lower()
-    if is_secret_name(name):
-        return True
-    if len(name) < _SHORTEST_ABBREVIATION or name in _NOT_AN_ABBREVIATION:
-        return False
-    return any(secret.startswith(name) for secret in SECRET_FLAGS)
-
-
-def _secret_arguments(argv: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """(index, what precedes the secret in that argument, the secret) for each secret on the command line."""
-    expects_secret = False
-    for index, argument in enumerate(argv):
-        if expects_secret and not argument.startswith("--"):
-            if _is_secret_value(argument):
-                yield index, "", argument
-            expects_secret = False
-            continue
-        name, equals, value = argument.partition("=")
-        is_flag = name.startswith("-")
-        names_a_secret = _is_secret_flag(name) if is_flag else name.isidentifier() and is_secret_name(name)
-        if equals and names_a_secret and _is_secret_value(value):
-            yield index, name + "=", value
-        expects_secret = is_flag and not equals and names_a_secret
-
-
 def _json_arguments(argv: Sequence[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """(index, what precedes it, the object) for each argument that is a JSON object: `--accelerator_config '{…}'`."""
     for index, argument in enumerate(argv):
@@ -293,7 +237,7 @@ def _redact_nested(value: Any, vault: SecretVault, *, secret: bool = False) -> A
         }
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_redact_nested(item, vault, secret=secret) for item in value]
-    if secret and _is_secret_value(value):
+    if secret and is_secret_value(value):
         return REDACTED
     return vault.scrub(value) if isinstance(value, str) else value
 

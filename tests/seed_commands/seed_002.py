@@ -73,6 +73,7 @@ class Pipeline:
 
     root: Path
     ppo_processes: int
+    on_gaudi: bool = False
     outputs: dict[str, str] = field(default_factory=dict)  #: stage → what it printed
     seconds: dict[str, float] = field(default_factory=dict)  #: stage → wall time
 
@@ -139,8 +140,10 @@ class Pipeline:
 
 def as_typed(command: str) -> list[str]:
     """A command's words: for two processes, with our token, and with the doors where they are."""
-    words = shlex.split(command.replace("--nproc_per_node 8", "--nproc_per_node 2").replace("xxxxxx", TOKEN))
-    return [str(DOORS / word) if word.endswith(".py") else word for word in words]
+    for flag in ("--nproc_per_node", "--world_size"):
+        command = command.replace(f"{flag} 8", f"{flag} 2")
+    words = shlex.split(command.replace("xxxxxx", TOKEN))
+    return [str(DOORS / Path(word).name) if word.endswith(".py") else word for word in words]
 
 
 def run_pipeline(root: Path, base_model: Path, columns: tuple[str, str], device_flag: str) -> Pipeline:

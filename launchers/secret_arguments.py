@@ -1,0 +1,88 @@
+"""Secrets on a command line: known by the name of the flag or variable that they follow.
+
+A launcher shows the command it runs, and that command carries what the user typed. `rlhf_hw.secrets` goes on from here:
+it knows a secret by its value, too, wherever that turns up.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+
+REDACTED = "<redacted>"
+
+# The flags of the three stages and of transformers that take a credential.
+SECRET_FLAGS = frozenset(
+    {"hf_access_token", "token", "use_auth_token", "hub_token", "push_to_hub_token", "api_key", "password"}
+)
+
+_SECRET_NAME = re.compile(
+    r"(?:^|_)(?:token|passw(?:or)?ds?|passphrase|secrets?|credentials?|api_?keys?)$|_keys?$", re.IGNORECASE
+)
+# Names of a tokenizer's own symbols; they end in "_token" and are no secret.
+_VOCABULARY_NAME = re.compile(
+    r"^(?:pad|eos|bos|unk|sep|cls|mask|eot|eom|stop|start|end|image|video|audio|decoder_start|prefix|suffix|middle)_token$"
+)
+_NOT_A_SECRET = frozenset(
+    {"", "true", "false", "t", "f", "yes", "no", "y", "n", "0", "1", "none", "null", REDACTED}
+)
+# `--push_to_hub` is a switch of its own, although it begins like `--push_to_hub_token`.
+_NOT_AN_ABBREVIATION = frozenset({"push_to_hub"})
+_SHORTEST_ABBREVIATION = 4  # `--hf_a`; shorter ones are ambiguous, and argparse refuses them
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a flag, key or variable of this name holds a secret: `--hub-token`, `apiKey`, `HF_TOKEN`."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.lstrip("-")).replace("-", "_").lower()
+    if _VOCABULARY_NAME.match(words):
+        return False
+    return words in SECRET_FLAGS or _SECRET_NAME.search(words) is not None
+
+
+def shell_command(argv: Sequence[str]) -> str:
+    """A line to paste into a shell: each secret has become a variable named after its flag (`"$HF_ACCESS_TOKEN"`)."""
+    words = [shlex.quote(word) for word in argv]
+    for index, word in secrets_as_variables(argv):
+        words[index] = word
+    return " ".join(words)
+
+
+def secrets_as_variables(argv: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """(index, the argument for a shell with a variable in the secret's place) for each secret on the command line."""
+    for index, prefix, _ in secret_arguments(argv):
+        name = (prefix or argv[index - 1]).strip("-=").replace("-", "_").upper()
+        yield index, f'{prefix}"${name}"'
+
+
+def is_secret_value(value: object) -> bool:
+    if value is None or isinstance(value, bool):
+        return False
+    return str(value).strip().lower() not in _NOT_A_SECRET
+
+
+def _is_secret_flag(flag: str) -> bool:
+    """As `is_secret_name`, and also the abbreviations argparse accepts (`--hf_access` for `--hf_access_token`)."""
+    name = flag.lstrip("-").replace("-", "_").lower()
+    if is_secret_name(name):
+        return True
+    if len(name) < _SHORTEST_ABBREVIATION or name in _NOT_AN_ABBREVIATION:
+        return False
+    return any(secret.startswith(name) for secret in SECRET_FLAGS)
+
+
+def secret_arguments(argv: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """(index, what precedes the secret in that argument, the secret) for each secret on the command line."""
+    expects_secret = False
+    for index, argument in enumerate(argv):
+        if expects_secret and not argument.startswith("--"):
+            if is_secret_value(argument):
+                yield index, "", argument
+            expects_secret = False
+            continue
+        name, equals, value = argument.partition("=")
+        is_flag = name.startswith("-")
+        names_a_secret = _is_secret_flag(name) if is_flag else name.isidentifier() and is_secret_name(name)
+        if equals and names_a_secret and is_secret_value(value):
+            yield index, name + "=", value
+        expects_secret = is_flag and not equals and names_a_secret
