@@ -134,6 +134,23 @@ def test_nothing_is_no_graph() -> None:
     assert _C.accounting_counts() == {"flushes": 0, "distinct": 0, "operators": 0}
 
 
+def test_a_collective_ends_a_graph(run_python: RunPython) -> None:
+    done = run_python("""
+        import tempfile
+        import torch
+        import torch.distributed as dist
+        from habana_torch_plugin_emulator import _C
+        store = tempfile.NamedTemporaryFile()
+        dist.init_process_group("hccl", init_method=f"file://{store.name}", rank=0, world_size=1)
+        _C.accounting_start(lazy=True)
+        x = torch.ones(3, device="hpu") + 1
+        dist.all_reduce(x)
+        print(_C.accounting_graphs()[0]["flush_reason"])
+        dist.destroy_process_group()
+    """)
+    assert done.stdout == "collective\n"
+
+
 def test_in_eager_mode_each_operator_is_a_graph() -> None:
     _C.accounting_stop()
     _C.accounting_reset()

@@ -23,7 +23,7 @@ def strict() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.complex64])
 def test_arithmetic_in_absent_dtypes_raises(dtype: torch.dtype) -> None:
     tensor = torch.ones(3).to(dtype).to("hpu")
-    with pytest.raises(RuntimeError, match="strict dtypes: mul.Tensor on a .* HPU tensor"):
+    with pytest.raises(RuntimeError, match=r"strict dtypes: mul.Tensor on a .* HPU tensor"):
         tensor * tensor
     assert tensor.to(torch.complex64).cpu()[0] == 1  # moving and converting is no arithmetic
 
@@ -55,9 +55,9 @@ def test_operators_left_to_the_host_raise(operation) -> None:  # type: ignore[no
 @pytest.mark.usefixtures("strict")
 def test_cpu_tensors_among_hpu_tensors_raise() -> None:
     tensor = torch.ones(3, device="hpu")
-    with pytest.raises(RuntimeError, match="strict devices: argument other of add.Tensor"):
+    with pytest.raises(RuntimeError, match=r"strict devices: argument other of add.Tensor"):
         tensor + torch.tensor(1.0)
-    with pytest.raises(RuntimeError, match="strict devices: argument indices of index.Tensor"):
+    with pytest.raises(RuntimeError, match=r"strict devices: argument indices of index.Tensor"):
         tensor[torch.tensor([0])]
     with pytest.raises(RuntimeError, match="indices should be either on cpu"):
         torch.ones(3)[torch.tensor([0], device="hpu")]

@@ -54,7 +54,6 @@ __all__ = [
     "amp",
     "current_device",
     "current_stream",
-    "default_generators",
     "default_stream",
     "device",
     "device_count",

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from habana_torch_plugin_emulator import _C
 
-Device = int | str | torch.device | None
+Device: TypeAlias = int | str | torch.device | None
 
 
 def device_index(device: Device = None) -> int:
     """The number of an HPU given as number, `hpu:1`, torch.device or None (the current one); else ValueError."""
-    if device is None:
-        return int(_C.current_device())
     if isinstance(device, int):
         return device
-    device = torch.device(device)
-    if device.type != "hpu":
-        raise ValueError(f"Expected an hpu device, but got: {device}")
-    return int(_C.current_device()) if device.index is None else device.index
+    if device is None:
+        return _C.current_device()
+    found = torch.device(device)
+    if found.type != "hpu":
+        raise ValueError(f"Expected an hpu device, but got: {found}")
+    return _C.current_device() if found.index is None else found.index
 
 
 def memory_stats(device: Device = None) -> dict[str, Any]:

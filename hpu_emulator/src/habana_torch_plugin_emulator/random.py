@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 
 from habana_torch_plugin_emulator import _C
+from habana_torch_plugin_emulator.memory import Device, device_index
 
 __all__ = [
     "get_rng_state",
@@ -25,16 +26,11 @@ __all__ = [
 ]
 
 
-def _generator(device: int | str | torch.device | None) -> torch.Generator:
-    if isinstance(device, str):
-        device = torch.device(device)
-    if isinstance(device, torch.device):
-        device = device.index
-    generator: torch.Generator = _C.default_generator(_C.current_device() if device is None else device)
-    return generator
+def _generator(device: Device) -> torch.Generator:
+    return _C.default_generator(device_index(device))
 
 
-def get_rng_state(device: int | str | torch.device = "hpu") -> torch.Tensor:
+def get_rng_state(device: Device = "hpu") -> torch.Tensor:
     """The state of one device's generator, a CPU tensor of bytes."""
     return _generator(device).get_state()
 
@@ -43,7 +39,7 @@ def get_rng_state_all() -> list[torch.Tensor]:
     return [get_rng_state(index) for index in range(_C.device_count())]
 
 
-def set_rng_state(new_state: torch.Tensor, device: int | str | torch.device = "hpu") -> None:
+def set_rng_state(new_state: torch.Tensor, device: Device = "hpu") -> None:
     _generator(device).set_state(new_state.cpu())
 
 
