@@ -29,6 +29,8 @@ class FusedClipNorm:
         self.max_norm = float(max_norm)
 
     def clip_norm(self, parameters: Iterable[Tensor] | None = None) -> Tensor:
-        return torch.nn.utils.clip_grad_norm_(
+        """The norm is a tensor (1,): of another shape, optimum-habana's trainer does not log it."""
+        norm = torch.nn.utils.clip_grad_norm_(
             self.parameters if parameters is None else parameters, self.max_norm
         )
+        return norm.reshape(1)
