@@ -33,6 +33,7 @@ def optimum_habana() -> Any:
     import optimum.habana
 
     _mend_checkpointing()
+    _mend_caches()
     return optimum.habana
 
 
@@ -55,6 +56,27 @@ def _mend_checkpointing() -> None:
         return plain(function, *args, use_reentrant=False, **kwargs)
 
     gradient_checkpointing.checkpoint = checkpoint
+
+
+def _mend_caches() -> None:
+    """Let fp32 weights generate under bf16 autocast, as PPO's rollouts do with `--full_finetune`.
+
+    A cache takes the dtype of the weights, the keys come in autocast's, and `index_copy_` wants them alike. Nothing is
+    lost by keeping bf16 numbers in fp32.
+    """
+    from optimum.habana.transformers.models import modeling_all_models
+    from optimum.habana.transformers.models.gemma import modeling_gemma
+    from optimum.habana.transformers.models.llama import modeling_llama
+
+    for module in (modeling_all_models, modeling_gemma, modeling_llama):
+        module.KVCache.update = staticmethod(_in_the_dtype_of_the_cache(module.KVCache.update))
+
+
+def _in_the_dtype_of_the_cache(update: Any) -> Any:
+    def updated(prev: Any, cur: Any, dim: int, idx: Any, inp_seq_len: int) -> Any:
+        return update(prev, cur.to(prev.dtype), dim, idx, inp_seq_len)
+
+    return updated
 
 
 class _Absent(ModuleType):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from backends.base import Backend, BackendError
 from backends.cpu import CPUBackend
 from backends.cuda import CUDABackend
 from backends.hpu import HPUBackend, HPUSettings
 
+#: Set by a launcher that has made its processes for one kind of device: what "auto" then means.
+DEVICE_VARIABLE = "RLHF_HW_DEVICE"
 #: In the order in which `auto` tries them.
 BACKENDS: dict[str, type[Backend]] = {"cuda": CUDABackend, "hpu": HPUBackend, "cpu": CPUBackend}
 
@@ -20,6 +24,8 @@ def resolve(device: str = "auto", hpu: HPUSettings | None = None) -> Backend:
     Raises:
         BackendError: the device asked for is unknown or is not to be had here; the message says how to get it.
     """
+    if device == "auto":
+        device = os.environ.get(DEVICE_VARIABLE, "auto")
     if device == "auto":
         device = next(
             name for name, backend in BACKENDS.items() if not backend.emulated() and backend.available().ok

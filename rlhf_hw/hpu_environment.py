@@ -21,7 +21,8 @@ def set_lazy_mode(argv: Sequence[str], environ: MutableMapping[str, str]) -> Non
     What the user has set stays as it is; whether it contradicts the flags, the backend says.
     """
     flags = flag_values(argv)
-    asked = flags.get("device") in ("hpu", "habana") or is_true(flags.get("use_habana"))
+    device = environ.get("RLHF_HW_DEVICE") if flags.get("device", "auto") == "auto" else flags["device"]
+    asked = device in ("hpu", "habana") or is_true(flags.get("use_habana"))
     if not asked or LAZY_MODE_VARIABLE in environ:
         return
     if "use_lazy_mode" in flags:

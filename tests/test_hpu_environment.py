@@ -59,3 +59,8 @@ def test_it_is_settled_before_torch_is_imported() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.startswith("asked")
+
+
+def test_a_launcher_that_made_its_processes_for_gaudi_is_believed() -> None:
+    assert mode("--hpu_runtime optimum", RLHF_HW_DEVICE="hpu") == "1"
+    assert mode("--device cpu --hpu_runtime optimum", RLHF_HW_DEVICE="hpu") is None
