@@ -85,14 +85,28 @@ def run_gaudi(tmp_path: Path) -> Callable[..., Any]:
         if processes > 1 and launcher == "torchrun":
             launched += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         elif processes > 1:
-            launched = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", str(processes), sys.executable]
+            launched = [
+                "mpirun",
+                "--allow-run-as-root",
+                "--oversubscribe",
+                "-np",
+                str(processes),
+                sys.executable,
+            ]
         environment = {**os.environ, "HPU_EMULATOR_QUIET": "1", "OMP_NUM_THREADS": "1", **variables}
         done = subprocess.run(
-            [*launched, *program], capture_output=True, text=True, timeout=timeout, env=environment, cwd=tmp_path
+            [*launched, *program],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment,
+            cwd=tmp_path,
         )
         if done.returncode:
             pytest.fail(f"exit status {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
-        answers = [json.loads((tmp_path / f"result.rank{rank}.json").read_text()) for rank in range(processes)]
+        answers = [
+            json.loads((tmp_path / f"result.rank{rank}.json").read_text()) for rank in range(processes)
+        ]
         return answers if processes > 1 else answers[0]
 
     return run

@@ -139,7 +139,13 @@ def generate(request: dict[str, Any]) -> dict[str, Any]:
             out = model.generate(
                 input_ids=prompts.to(device),
                 attention_mask=mask.to(device),
-                **{"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, **settings},
+                **{
+                    "max_new_tokens": 8,
+                    "do_sample": False,
+                    "pad_token_id": 0,
+                    "eos_token_id": None,
+                    **settings,
+                },
             )
             tokens.append(out.cpu()[:, : prompts.shape[1] + settings.get("max_new_tokens", 8)].tolist())
     device = str(next(model.parameters()).device)
