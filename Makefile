@@ -4,16 +4,18 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 CUDA := .venv-cuda
 HPU := .venv-hpu
-SOURCES := rlhf_hw backends launchers benchmarks tests $(wildcard *.py)
+SOURCES := rlhf_hw backends launchers benchmarks tests hpu_emulator $(wildcard *.py)
+EMULATOR := hpu_emulator/setup.py hpu_emulator/pyproject.toml $(shell find hpu_emulator/csrc hpu_emulator/src -name '*.cpp' -o -name '*.h' -o -name '*.py')
 # Tests run one a core, each with one thread; more threads than cores make each other wait.
-TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HPU_EMULATOR_QUIET=1
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
-.PHONY: help system demo test test-cuda test-hpu acceptance lint format env clean
+.PHONY: help system demo test test-cuda test-hpu test-emulator acceptance lint format env clean
 help:
 	@echo "make demo      base model to aligned model on the embedded example (about 5 minutes on two CPU cores)"
 	@echo "make test      the whole test-suite, on both stacks"
 	@echo "make test-cuda make test-hpu    … on one of them"
+	@echo "make test-emulator  the Gaudi emulator's own suite"
 	@echo "make acceptance  the demo, held to its promises (minutes)"
 	@echo "make lint      formatting, lint and types"
 	@echo "make system    programs of the system that the tests start: mpirun, ip, pdsh (Debian and Ubuntu, as root)"
@@ -32,11 +34,16 @@ env: $(CUDA)/.ready
 demo: $(CUDA)/.ready
 	$(CUDA)/bin/rlhf-hw demo
 
-test: lint test-cuda test-hpu
-test-cuda: $(CUDA)/.ready-dev
+test: lint test-cuda test-hpu test-emulator
+test-cuda: $(CUDA)/.ready-emulator
 	$(TEST) $(CUDA)/bin/python -m pytest $(PYTEST_FLAGS)
-test-hpu: $(HPU)/.ready-dev
+test-hpu: $(HPU)/.ready-emulator
 	$(TEST) $(HPU)/bin/python -m pytest $(PYTEST_FLAGS)
+
+# The emulator's own suite: optimum-habana on it in one environment, current transformers on it in the other.
+test-emulator: $(CUDA)/.ready-emulator $(HPU)/.ready-emulator
+	cd hpu_emulator && $(TEST) ../$(HPU)/bin/python -m pytest $(PYTEST_FLAGS)
+	cd hpu_emulator && $(TEST) ../$(CUDA)/bin/python -m pytest $(PYTEST_FLAGS) tests/test_native_trainer.py
 
 # The demo from end to end, held to what the README promises of it.
 acceptance: $(CUDA)/.ready-dev
@@ -69,5 +76,14 @@ $(HPU)/.ready: requirements-hpu.txt pyproject.toml
 	$*/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
+# Compiled once, against the torch that both environments have.
+build/emulator/.built: $(HPU)/.ready-dev $(EMULATOR)
+	rm -rf build/emulator
+	MAX_JOBS=2 $(HPU)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w build/emulator ./hpu_emulator
+	touch $@
+%/.ready-emulator: %/.ready-dev build/emulator/.built
+	$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall build/emulator/*.whl
+	touch $@
+
 clean:
-	rm -rf $(CUDA) $(HPU) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(CUDA) $(HPU) build hpu_emulator/build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
