@@ -6,6 +6,7 @@ Shapes below: B batch, H query heads, G key/value heads (H a multiple of G), L q
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,20 +105,20 @@ class FusedSDPA(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx,
-        query,
-        key,
-        value,
-        attn_mask=None,
-        dropout_p=0.0,
-        is_causal=False,
-        scale=None,
-        softmax_mode="None",
-        recompute_mode=None,
-        valid_seq_len=None,
-        seq_padding_type="left",
-    ):
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool | None = False,
+        scale: float | None = None,
+        softmax_mode: str = "None",
+        recompute_mode: bool | None = None,
+        valid_seq_len: Tensor | None = None,
+        seq_padding_type: str = "left",
+    ) -> Tensor:
         is_causal = bool(is_causal)
         _check(query, key, value, attn_mask, is_causal, softmax_mode, seq_padding_type)
         scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -140,7 +141,7 @@ class FusedSDPA(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx, output_gradient):  # type: ignore[override]
+    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, bias, kept, weights = ctx.saved_tensors
         heads, groups = query.shape[-3], key.shape[-3]
         with torch.autocast(device_type=query.device.type, enabled=False):

@@ -80,7 +80,7 @@ class _GraphedPass:
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, graphed: _GraphedPass, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, graphed: _GraphedPass, *tensors: Tensor) -> tuple[Tensor, ...]:
         if not graphed.fresh:
             for buffer, tensor in zip(graphed.static_inputs, tensors, strict=False):
                 buffer.detach().copy_(tensor)
@@ -95,7 +95,7 @@ class _Replay(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         graphed: _GraphedPass = ctx.graphed
         for index, buffer in graphed.output_gradients.items():
             given = gradients[index]
@@ -153,7 +153,7 @@ class ModuleCacher:
             return passes[key](inputs)
 
         module.forward = graphed_forward
-        module.clear_cache = passes.clear  # type: ignore[attr-defined]
+        module.clear_cache = passes.clear
         return module
 
 

@@ -10,7 +10,7 @@ from habana_torch_plugin_emulator.memory import max_memory_reserved as max_memor
 from habana_torch_plugin_emulator.memory import memory_reserved as memory_cached
 from habana_torch_plugin_emulator.module_cacher import ModuleCacher, make_graphed_callables
 
-from . import graphs, metrics, random
+from . import graphs, metrics, random  # type: ignore[no-redef]
 
 
 def __getattr__(name: str) -> Any:
