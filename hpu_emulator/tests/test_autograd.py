@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import RunPython
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -119,3 +120,13 @@ def test_aot_autograd_compiles() -> None:
     (expected,) = torch.autograd.grad(function(x), x)
     assert x.grad is not None
     assert torch.equal(x.grad, expected)
+
+
+def test_a_program_that_ends_with_a_backward_ends_cleanly(run_python: RunPython) -> None:
+    """With backward in a thread of the engine's own, about half of these aborted while Python shut down."""
+    for _ in range(4):
+        run_python("""
+            import torch
+            x = torch.ones(2, device="hpu", requires_grad=True)
+            (x * 3).sum().backward()
+        """)
