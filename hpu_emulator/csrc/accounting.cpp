@@ -1,7 +1,8 @@
-// Counting the graphs a Gaudi would compile. In lazy mode the hardware's software collects operators until something
-// needs a result (a flush) and compiles the sequence unless it has compiled an equal one before. Equality is a rolling
-// hash over operator, sizes, strides, offsets, dtypes and integer arguments. The hashes of all prefixes seen so far are kept:
-// the first operator that leads to an unknown prefix is what made a graph new, its cause.
+// Counting the graphs a Gaudi would compile. In lazy mode the hardware's software collects operators until
+// something needs a result (a flush) and compiles the sequence unless it has compiled an equal one before.
+// Equality is a rolling hash over operator, sizes, strides, offsets, dtypes and integer arguments. The hashes
+// of all prefixes seen so far are kept: the first operator that leads to an unknown prefix is what made a
+// graph new, its cause.
 #include "accounting.h"
 
 #include <ATen/core/Tensor.h>
@@ -71,9 +72,12 @@ uint64_t hash_tensor(uint64_t hash, const at::Tensor& tensor) {
     return mix(hash, 1);
   }
   const c10::TensorImpl* impl = tensor.unsafeGetTensorImpl();
-  hash = mix(
-      hash, (static_cast<uint64_t>(c10::typeMetaToScalarType(impl->dtype())) << 8) | static_cast<uint64_t>(impl->dim()));
-  hash = mix(hash, static_cast<uint64_t>(impl->storage_offset()) << 1 | (impl->device_type() == c10::DeviceType::HPU));
+  hash =
+      mix(hash, (static_cast<uint64_t>(c10::typeMetaToScalarType(impl->dtype())) << 8) |
+                    static_cast<uint64_t>(impl->dim()));
+  hash =
+      mix(hash,
+          static_cast<uint64_t>(impl->storage_offset()) << 1 | (impl->device_type() == c10::DeviceType::HPU));
   const auto sizes = impl->sizes();
   const auto strides = impl->strides();
   for (size_t i = 0; i < sizes.size(); ++i) {
@@ -153,7 +157,8 @@ uint64_t hash_text(const std::string& text) noexcept {
   return hash;
 }
 
-void account_operator(const std::string& name, uint64_t name_hash, const c10::IValue* arguments, size_t count) {
+void account_operator(
+    const std::string& name, uint64_t name_hash, const c10::IValue* arguments, size_t count) {
   uint64_t hash = name_hash;
   for (size_t i = 0; i < count; ++i) {
     hash = hash_value(hash, arguments[i]);

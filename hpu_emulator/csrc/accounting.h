@@ -46,7 +46,8 @@ std::vector<Graph> accounting_graphs();
 Counts accounting_counts();
 
 // `name` must outlive the process (it is an operator's interned name); only call these while accounting().
-void account_operator(const std::string& name, uint64_t name_hash, const c10::IValue* arguments, size_t count);
+void account_operator(
+    const std::string& name, uint64_t name_hash, const c10::IValue* arguments, size_t count);
 void account_flush(const char* reason);
 uint64_t hash_text(const std::string& text) noexcept;
 

@@ -51,10 +51,10 @@ void charge(c10::DeviceIndex index, size_t bytes) {
     c.in_use.fetch_sub(size, std::memory_order_relaxed);
     c.ooms.fetch_add(1, std::memory_order_relaxed);
     TORCH_CHECK_WITH(
-        OutOfMemoryError, false, "HPU out of memory. Tried to allocate ", readable(size), ". hpu:",
-        static_cast<int>(index), " has a total capacity of ", readable(limit), " of which ",
-        readable(std::max<int64_t>(limit - (now - size), 0)), " is free; ", readable(now - size), " (", now - size,
-        " bytes) is in use. The capacity of the emulated device is set by HPU_EMULATOR_MEMORY.");
+        OutOfMemoryError, false, "HPU out of memory. Tried to allocate ", readable(size),
+        ". hpu:", static_cast<int>(index), " has a total capacity of ", readable(limit), " of which ",
+        readable(std::max<int64_t>(limit - (now - size), 0)), " is free; ", readable(now - size), " (",
+        now - size, " bytes) is in use. The capacity of the emulated device is set by HPU_EMULATOR_MEMORY.");
   }
   int64_t peak = c.peak.load(std::memory_order_relaxed);
   while (now > peak && !c.peak.compare_exchange_weak(peak, now, std::memory_order_relaxed)) {
@@ -112,13 +112,16 @@ struct HPUAllocator final : c10::DeviceAllocator {
   bool initialized() override {
     return true;
   }
-  void emptyCache(c10::MempoolId_t) override {}
-  void recordStream(const c10::DataPtr&, c10::Stream) override {}
+  void emptyCache(c10::MempoolId_t) override {
+  }
+  void recordStream(const c10::DataPtr&, c10::Stream) override {
+  }
   c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex index) override {
     const MemoryStats s = memory_stats(index);
     const int64_t total = counters(index).allocated_total.load();
     c10::CachingDeviceAllocator::DeviceStats stats;
-    for (StatArray* bytes : {&stats.allocated_bytes, &stats.reserved_bytes, &stats.active_bytes, &stats.requested_bytes}) {
+    for (StatArray* bytes :
+         {&stats.allocated_bytes, &stats.reserved_bytes, &stats.active_bytes, &stats.requested_bytes}) {
       fill(*bytes, s.in_use, s.max_in_use, total, total - s.in_use);
     }
     fill(stats.allocation, s.allocs - s.frees, s.allocs - s.frees, s.allocs, s.frees);

@@ -1,4 +1,5 @@
-// torch.autocast("hpu"): PyTorch ships no autocast kernels for the HPU, so its own operator lists are registered.
+// torch.autocast("hpu"): PyTorch ships no autocast kernels for the HPU, so its own operator lists are
+// registered.
 #include <ATen/autocast_mode.h>
 
 namespace {
@@ -11,8 +12,8 @@ using namespace at;  // the macros name the types of signatures without their na
 #define FP32(...) KERNEL_HPU(__VA_ARGS__, fp32)
 #define FP32_SET_DTYPE(...) KERNEL_HPU(__VA_ARGS__, fp32_set_opt_dtype)
 #define PROMOTE(...) KERNEL_HPU(__VA_ARGS__, promote)
-#define APPEND_DTYPE(REDISPATCH, NAME, SIGNATURE, REDISPATCH_SIGNATURE, POLICY)                               \
-  KERNEL_DIFFERENT_REDISPATCH_SIGNATURE(                                                                      \
+#define APPEND_DTYPE(REDISPATCH, NAME, SIGNATURE, REDISPATCH_SIGNATURE, POLICY) \
+  KERNEL_DIFFERENT_REDISPATCH_SIGNATURE(                                        \
       c10::DeviceType::HPU, REDISPATCH, NAME, SIGNATURE, REDISPATCH_SIGNATURE, POLICY)
 
 TORCH_LIBRARY_IMPL(_, AutocastHPU, m) {

@@ -1,5 +1,6 @@
-// The backend `hccl`: collectives on HPU tensors, done by gloo on the same memory. Where hccl (like NCCL) takes what gloo
-// does not, the difference is made up here: concatenated outputs, averages, reduce-scatter, lists in all-to-all.
+// The backend `hccl`: collectives on HPU tensors, done by gloo on the same memory. Where hccl (like NCCL)
+// takes what gloo does not, the difference is made up here: concatenated outputs, averages, reduce-scatter,
+// lists in all-to-all.
 #include "collectives.h"
 
 #include "accounting.h"
@@ -22,8 +23,8 @@ using c10d::Work;
 
 Tensor host(const Tensor& tensor) {
   TORCH_CHECK(
-      tensor.is_hpu() && tensor.layout() == at::kStrided, "hccl takes dense HPU tensors, got one on ", tensor.device(), " of layout ",
-      tensor.layout());
+      tensor.is_hpu() && tensor.layout() == at::kStrided, "hccl takes dense HPU tensors, got one on ",
+      tensor.device(), " of layout ", tensor.layout());
   return cpu_alias(tensor);
 }
 
@@ -45,7 +46,8 @@ class Hccl final : public Backend {
   Hccl(intrusive_ptr<Backend> gloo, std::chrono::milliseconds timeout)
       : Backend(gloo->getRank(), gloo->getSize()),
         gloo_(std::move(gloo)),
-        options_(c10::make_intrusive<Backend::Options>("hccl", timeout)) {}
+        options_(c10::make_intrusive<Backend::Options>("hccl", timeout)) {
+  }
 
   const std::string getBackendName() const override {
     return "hccl";
@@ -114,7 +116,8 @@ class Hccl final : public Backend {
     return work(OpType::ALLGATHER_COALESCED, std::move(parts), all, landing.finish());
   }
 
-  intrusive_ptr<Work> _allgather_base(Tensor& output, Tensor& input, const c10d::AllgatherOptions& options) override {
+  intrusive_ptr<Work> _allgather_base(
+      Tensor& output, Tensor& input, const c10d::AllgatherOptions& options) override {
     Tensors outputs{output};
     Tensors inputs{input};
     return allgather_into_tensor_coalesced(outputs, inputs, options);
@@ -126,7 +129,8 @@ class Hccl final : public Backend {
     std::vector<intrusive_ptr<Work>> parts;
     for (size_t i = 0; i < outputs.size(); ++i) {
       TORCH_CHECK(
-          outputs[i].numel() == inputs.at(i).numel() * getSize() && outputs[i].scalar_type() == inputs[i].scalar_type(),
+          outputs[i].numel() == inputs.at(i).numel() * getSize() &&
+              outputs[i].scalar_type() == inputs[i].scalar_type(),
           "output tensor size must be equal to world_size times input tensor size, and of its type: got ",
           outputs[i].sizes(), " for ", getSize(), " inputs of ", inputs[i].sizes());
       std::vector<Tensors> chunks{landing.flat(host(outputs[i])).chunk(getSize())};
@@ -189,7 +193,8 @@ class Hccl final : public Backend {
     std::vector<int64_t> offsets;
     for (size_t i = 0; i < outputs.size(); ++i) {
       TORCH_CHECK(
-          inputs.at(i).numel() == outputs[i].numel() * getSize() && inputs[i].scalar_type() == outputs[i].scalar_type(),
+          inputs.at(i).numel() == outputs[i].numel() * getSize() &&
+              inputs[i].scalar_type() == outputs[i].scalar_type(),
           "input tensor must be the same size as output size times world size, and of its type: got ",
           inputs[i].sizes(), " for ", getSize(), " outputs of ", outputs[i].sizes());
       sums.push_back(host(inputs[i]).reshape({-1}).clone());
@@ -280,13 +285,15 @@ class Hccl final : public Backend {
 
   intrusive_ptr<Work> work(
       OpType op, std::vector<intrusive_ptr<Work>> parts, Tensors outputs, Finish finish = nullptr) {
-    return c10::make_intrusive<HcclWork>(getRank(), op, std::move(parts), std::move(outputs), std::move(finish));
+    return c10::make_intrusive<HcclWork>(
+        getRank(), op, std::move(parts), std::move(outputs), std::move(finish));
   }
   intrusive_ptr<Work> work(OpType op, intrusive_ptr<Work> part, Tensors outputs, Finish finish = nullptr) {
     return work(op, std::vector<intrusive_ptr<Work>>{std::move(part)}, std::move(outputs), std::move(finish));
   }
 
-  // Gloo neither averages nor scales: turns `op` into a sum, scaling `tensors` now or in the returned function.
+  // Gloo neither averages nor scales: turns `op` into a sum, scaling `tensors` now or in the returned
+  // function.
   Finish as_sum(ReduceOp& op, const Tensors& tensors) const {
     if (op.op_ == ReduceOp::AVG) {
       op = ReduceOp(ReduceOp::SUM);
@@ -302,7 +309,8 @@ class Hccl final : public Backend {
     }
     if (op.op_ == ReduceOp::PREMUL_SUM) {
       const auto* scale = static_cast<const c10d::PreMulSumSupplement*>(op.supplement_.get());
-      const double factor = scale->tensor_factor.defined() ? scale->tensor_factor.item<double>() : scale->double_factor;
+      const double factor =
+          scale->tensor_factor.defined() ? scale->tensor_factor.item<double>() : scale->double_factor;
       for (Tensor tensor : tensors) {
         tensor.mul_(factor);
       }
@@ -350,8 +358,8 @@ class Hccl final : public Backend {
   std::vector<intrusive_ptr<Work>> gather_all(
       const Tensors& outputs, const Tensor& input, const c10d::AllgatherOptions& options, Landing& landing) {
     TORCH_CHECK(
-        static_cast<int>(outputs.size()) == getSize(), "all_gather takes one output for each of the ", getSize(),
-        " ranks, got ", outputs.size());
+        static_cast<int>(outputs.size()) == getSize(), "all_gather takes one output for each of the ",
+        getSize(), " ranks, got ", outputs.size());
     Tensors flat;
     bool even = true;
     for (const Tensor& output : outputs) {
@@ -383,8 +391,8 @@ class Hccl final : public Backend {
 
 }  // namespace
 
-// c10d registers its operators for CPU and CUDA; their CPU kernels only look up the group's backend for the CPU and call it.
-// They are lent a group whose backend "for the CPU" is the one for the HPU.
+// c10d registers its operators for CPU and CUDA; their CPU kernels only look up the group's backend for the
+// CPU and call it. They are lent a group whose backend "for the CPU" is the one for the HPU.
 void run_collective(const c10::OperatorHandle& handle, const std::string& name, torch::jit::Stack* stack) {
   if (accounting()) {
     account_flush("collective");
@@ -392,7 +400,8 @@ void run_collective(const c10::OperatorHandle& handle, const std::string& name, 
   const size_t count = handle.schema().arguments().size();
   for (size_t i = stack->size() - count; i < stack->size(); ++i) {
     c10::IValue& value = (*stack)[i];
-    if (value.isCustomClass() && handle.schema().arguments()[i - (stack->size() - count)].name() == "process_group") {
+    if (value.isCustomClass() &&
+        handle.schema().arguments()[i - (stack->size() - count)].name() == "process_group") {
       const auto group = value.toCustomClass<c10d::ProcessGroup>();
       const auto backend = group->getBackend(c10::DeviceType::HPU);
       auto lent = c10::make_intrusive<c10d::ProcessGroup>(group->getRank(), group->getSize());

@@ -13,6 +13,7 @@ namespace hpu_emulator {
 void run_collective(const c10::OperatorHandle& handle, const std::string& name, torch::jit::Stack* stack);
 
 // The backend `hccl`, which lets `gloo` (a CPU backend over the same ranks) do the work.
-c10::intrusive_ptr<c10d::Backend> create_hccl(const c10::intrusive_ptr<c10d::Backend>& gloo, int64_t timeout_ms);
+c10::intrusive_ptr<c10d::Backend> create_hccl(
+    const c10::intrusive_ptr<c10d::Backend>& gloo, int64_t timeout_ms);
 
 }  // namespace hpu_emulator

@@ -37,15 +37,17 @@ void set_limit(c10::DeviceIndex index, int64_t bytes);  // 0: no limit
 c10::Allocator* allocator();
 c10::Allocator* pinned_allocator();
 bool is_pinned(const void* pointer);
-// Memory that a CPU kernel allocated becomes memory of `device`; raises OutOfMemoryError beyond the limit, and
-// then leaves `memory` with the caller.
+// Memory that a CPU kernel allocated becomes memory of `device`; raises OutOfMemoryError beyond the limit,
+// and then leaves `memory` with the caller.
 c10::DataPtr adopt(c10::DataPtr&& memory, size_t bytes, c10::Device device);
 
 // ---- the same memory under two devices (wrap.cpp)
 // A CPU storage over the memory of an HPU storage, which it keeps alive.
 c10::intrusive_ptr<c10::StorageImpl> cpu_storage_over(c10::StorageImpl* hpu);
-// The HPU storage that a CPU storage lies over; a CPU storage that lies over none gives its memory up to a new one.
-c10::intrusive_ptr<c10::StorageImpl> hpu_storage_of(c10::StorageImpl* cpu, c10::Device device, bool only_owner);
+// The HPU storage that a CPU storage lies over; a CPU storage that lies over none gives its memory up to a
+// new one.
+c10::intrusive_ptr<c10::StorageImpl> hpu_storage_of(
+    c10::StorageImpl* cpu, c10::Device device, bool only_owner);
 at::Tensor cpu_alias(const at::Tensor& hpu);
 at::Tensor hpu_alias(const at::Tensor& cpu, c10::Device device);
 at::Tensor tensor_over(
@@ -72,8 +74,10 @@ void set_tolerate_cpu_tensors(bool value) noexcept;
 bool tolerate_cpu_tensors() noexcept;
 void check_dtype(const char* op, c10::ScalarType dtype);
 void check_fallback_op(const char* op);
-[[noreturn]] void raise_mixed_devices(const std::string& op, const std::string& argument, c10::Device a, c10::Device b);
-[[noreturn]] void raise_strict_cpu_tensor(const std::string& op, const std::string& argument, const at::Tensor& tensor);
+[[noreturn]] void raise_mixed_devices(
+    const std::string& op, const std::string& argument, c10::Device a, c10::Device b);
+[[noreturn]] void raise_strict_cpu_tensor(
+    const std::string& op, const std::string& argument, const at::Tensor& tensor);
 bool may_run_on_cpu_on_hardware(const std::string& op);
 
 }  // namespace hpu_emulator

@@ -1,5 +1,5 @@
-// The kernel behind nearly every operator: look at the HPU tensors as CPU tensors over the same memory, run the CPU
-// kernel, and give its results back as HPU tensors. Nothing is copied.
+// The kernel behind nearly every operator: look at the HPU tensors as CPU tensors over the same memory, run
+// the CPU kernel, and give its results back as HPU tensors. Nothing is copied.
 #include "accounting.h"
 #include "collectives.h"
 #include "emulator.h"
@@ -45,7 +45,8 @@ class Aliases {
     } else {
       if (by_storage_.empty()) {
         for (size_t i = 0; i < entries_.size(); ++i) {
-          by_storage_.emplace(entries_[i].hpu.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl(), i);
+          by_storage_.emplace(
+              entries_[i].hpu.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl(), i);
         }
       }
       const auto found = by_storage_.find(storage);
@@ -55,12 +56,13 @@ class Aliases {
         by_storage_.emplace(storage, entries_.size());
       }
     }
-    at::Tensor cpu = same_storage
-        ? tensor_over(
-              c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(
-                  same_storage->cpu.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()),
-              hpu, c10::DispatchKey::CPU)
-        : tensor_over(cpu_storage_over(storage), hpu, c10::DispatchKey::CPU);
+    at::Tensor cpu =
+        same_storage
+            ? tensor_over(
+                  c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(
+                      same_storage->cpu.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()),
+                  hpu, c10::DispatchKey::CPU)
+            : tensor_over(cpu_storage_over(storage), hpu, c10::DispatchKey::CPU);
     entries_.push_back({std::move(hpu), std::move(cpu), argument});
     return entries_.back().cpu;
   }
@@ -164,7 +166,9 @@ void convert_arguments(Call& call, IValue* arguments) {
           c10::List<std::optional<at::Tensor>> tensors;
           for (const IValue& element : value.toListRef()) {
             tensors.push_back(
-                element.isTensor() ? std::optional<at::Tensor>(call.convert(at::Tensor(element.toTensor()), i)) : std::nullopt);
+                element.isTensor()
+                    ? std::optional<at::Tensor>(call.convert(at::Tensor(element.toTensor()), i))
+                    : std::nullopt);
           }
           value = IValue(std::move(tensors));
         }
@@ -200,8 +204,8 @@ void convert_arguments(Call& call, IValue* arguments) {
       }
       const at::Generator generator = arguments[i].toGenerator();
       TORCH_CHECK(
-          generator.device().type() == c10::DeviceType::HPU, "Expected a 'hpu' device type for generator but found '",
-          generator.device().type(), "'");
+          generator.device().type() == c10::DeviceType::HPU,
+          "Expected a 'hpu' device type for generator but found '", generator.device().type(), "'");
       // A CPU tensor and nothing but this generator to bring the call here.
       TORCH_CHECK(
           !only_foreign, "Expected a '", call.foreign.front().first.device().type(),
@@ -308,20 +312,23 @@ TORCH_LIBRARY_IMPL(_, SparseCsrHPU, m) {
 
 }  // namespace
 
-// Composite kernels outrank a fallback. Where the CPU has a kernel of its own, or a composite one that would only
-// allocate and call the out= form, the fallback is registered operator by operator: same numbers as the CPU, and faster.
+// Composite kernels outrank a fallback. Where the CPU has a kernel of its own, or a composite one that would
+// only allocate and call the out= form, the fallback is registered operator by operator: same numbers as the
+// CPU, and faster.
 int64_t register_explicit_fallbacks() {
   static auto* library = new torch::Library(
       torch::Library::IMPL, "aten", c10::make_optional(c10::DispatchKey::HPU), __FILE__, __LINE__);
   auto& dispatcher = c10::Dispatcher::singleton();
-  auto names = dispatcher.getRegistrationsForDispatchKey(c10::DispatchKey::CompositeExplicitAutogradNonFunctional);
+  auto names =
+      dispatcher.getRegistrationsForDispatchKey(c10::DispatchKey::CompositeExplicitAutogradNonFunctional);
   for (auto& name : dispatcher.getRegistrationsForDispatchKey(c10::DispatchKey::CompositeExplicitAutograd)) {
     const bool on_cpu = dispatcher.findOp(name)->hasKernelForDispatchKey(c10::DispatchKey::CPU);
     if (on_cpu || name.name.rfind("aten::_foreach_", 0) == 0) {
       names.push_back(name);
     }
   }
-  // Implicit composites whose own CPU kernels round differently in bfloat16; their derivatives are formulas of their own.
+  // Implicit composites whose own CPU kernels round differently in bfloat16; their derivatives are formulas
+  // of their own.
   names.emplace_back("aten::silu_backward", "");
   names.emplace_back("aten::mish_backward", "");
   int64_t count = 0;

@@ -1,4 +1,5 @@
-// Generators of the `hpu` device. Each holds a CPU generator, so that a seed gives the numbers it gives on the CPU.
+// Generators of the `hpu` device. Each holds a CPU generator, so that a seed gives the numbers it gives on
+// the CPU.
 #include "emulator.h"
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -11,9 +12,9 @@ namespace {
 
 struct HPUGenerator final : c10::GeneratorImpl {
   HPUGenerator(c10::DeviceIndex index, at::Generator cpu)
-      : GeneratorImpl(
-            c10::Device(c10::DeviceType::HPU, index), c10::DispatchKeySet(c10::DispatchKey::HPU)),
-        cpu_(std::move(cpu)) {}
+      : GeneratorImpl(c10::Device(c10::DeviceType::HPU, index), c10::DispatchKeySet(c10::DispatchKey::HPU)),
+        cpu_(std::move(cpu)) {
+  }
 
   void set_current_seed(uint64_t seed) override {
     cpu_.set_current_seed(seed);

@@ -1,5 +1,5 @@
-// Devices, streams and events as PyTorch's generic code asks for them. Every kernel has finished when it returns,
-// so streams only have identities and events only carry a time.
+// Devices, streams and events as PyTorch's generic code asks for them. Every kernel has finished when it
+// returns, so streams only have identities and events only carry a time.
 #include "emulator.h"
 
 #include <ATen/detail/HPUHooksInterface.h>
@@ -51,7 +51,8 @@ struct HPUGuardImpl final : c10::impl::DeviceGuardImplInterface {
   c10::Stream getStream(c10::Device device) const override {
     const auto index = index_of(device);
     return c10::Stream(
-        c10::Stream::UNSAFE, c10::Device(c10::DeviceType::HPU, index), t_state.streams[static_cast<size_t>(index)]);
+        c10::Stream::UNSAFE, c10::Device(c10::DeviceType::HPU, index),
+        t_state.streams[static_cast<size_t>(index)]);
   }
   c10::Stream getDefaultStream(c10::Device device) const override {
     return c10::Stream(c10::Stream::DEFAULT, c10::Device(c10::DeviceType::HPU, index_of(device)));
@@ -60,7 +61,8 @@ struct HPUGuardImpl final : c10::impl::DeviceGuardImplInterface {
     return getNewStream(device, 0);
   }
   c10::Stream getNewStream(c10::Device device, int) const override {
-    return c10::Stream(c10::Stream::UNSAFE, c10::Device(c10::DeviceType::HPU, index_of(device)), g_next_stream.fetch_add(1));
+    return c10::Stream(
+        c10::Stream::UNSAFE, c10::Device(c10::DeviceType::HPU, index_of(device)), g_next_stream.fetch_add(1));
   }
   c10::Stream exchangeStream(c10::Stream stream) const override {
     const auto index = static_cast<size_t>(stream.device_index());
@@ -82,11 +84,13 @@ struct HPUGuardImpl final : c10::impl::DeviceGuardImplInterface {
     }
     static_cast<RecordedEvent*>(*event)->time = std::chrono::steady_clock::now();
   }
-  void block(void*, const c10::Stream&) const override {}
+  void block(void*, const c10::Stream&) const override {
+  }
   bool queryEvent(void*) const override {
     return true;
   }
-  void synchronizeEvent(void*) const override {}
+  void synchronizeEvent(void*) const override {
+  }
   double elapsedTime(void* first, void* second, const c10::DeviceIndex) const override {
     TORCH_CHECK(first && second, "Both events must be recorded before calculating elapsed time.");
     return std::chrono::duration<double, std::milli>(
@@ -100,16 +104,20 @@ struct HPUGuardImpl final : c10::impl::DeviceGuardImplInterface {
   bool queryStream(const c10::Stream&) const override {
     return true;
   }
-  void synchronizeStream(const c10::Stream&) const override {}
-  void synchronizeDevice(const c10::DeviceIndex) const override {}
+  void synchronizeStream(const c10::Stream&) const override {
+  }
+  void synchronizeDevice(const c10::DeviceIndex) const override {
+  }
 };
 
 C10_REGISTER_GUARD_IMPL(HPU, HPUGuardImpl);
 
 struct HPUHooks final : at::HPUHooksInterface {
-  explicit HPUHooks(at::HPUHooksArgs) {}
+  explicit HPUHooks(at::HPUHooksArgs) {
+  }
 
-  void init() const override {}
+  void init() const override {
+  }
   bool hasHPU() const override {
     return true;
   }
@@ -157,7 +165,9 @@ struct HPUHooks final : at::HPUHooksInterface {
 }  // namespace
 
 void set_device_count(int64_t count) {
-  TORCH_CHECK(count >= 1 && count <= kMaxDevices, "the emulator shows 1 to ", static_cast<int>(kMaxDevices), " HPUs, not ", count);
+  TORCH_CHECK(
+      count >= 1 && count <= kMaxDevices, "the emulator shows 1 to ", static_cast<int>(kMaxDevices),
+      " HPUs, not ", count);
   g_device_count = static_cast<int>(count);
 }
 

@@ -18,7 +18,9 @@ using Finish = std::function<void()>;
 // Gloo's work, and what is left to do with its result. Futures of it hold HPU tensors.
 class HcclWork final : public c10d::Work {
  public:
-  HcclWork(int rank, c10d::OpType op, std::vector<c10::intrusive_ptr<c10d::Work>> parts, Tensors outputs, Finish finish)
+  HcclWork(
+      int rank, c10d::OpType op, std::vector<c10::intrusive_ptr<c10d::Work>> parts, Tensors outputs,
+      Finish finish)
       : c10d::Work(rank, op), parts_(std::move(parts)), outputs_(std::move(outputs)) {
     if (op == c10d::OpType::SEND || op == c10d::OpType::RECV || op == c10d::OpType::RECVANYSOURCE) {
       return;  // gloo gives these no future
@@ -29,7 +31,8 @@ class HcclWork final : public c10d::Work {
         devices.push_back(tensor.device());
       }
     }
-    future_ = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()), devices);
+    future_ =
+        c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()), devices);
     c10::List<c10::intrusive_ptr<c10::ivalue::Future>> pending(c10::FutureType::create(c10::AnyType::get()));
     for (const auto& part : parts_) {
       pending.push_back(part->getFuture());
@@ -67,7 +70,8 @@ class HcclWork final : public c10d::Work {
   Tensors result() override {
     return outputs_;
   }
-  void synchronize() override {}
+  void synchronize() override {
+  }
   bool wait(std::chrono::milliseconds timeout) override {
     for (const auto& part : parts_) {
       part->wait(timeout);

@@ -1,5 +1,5 @@
-// Kernels that must see the HPU tensor itself: allocation, views, storage surgery, copies between devices; and the
-// few operators whose CPU form is chosen above the CPU dispatch key (convolution, attention).
+// Kernels that must see the HPU tensor itself: allocation, views, storage surgery, copies between devices;
+// and the few operators whose CPU form is chosen above the CPU dispatch key (convolution, attention).
 #include "accounting.h"
 #include "emulator.h"
 
@@ -43,16 +43,16 @@ void require_dense(optional<Layout> layout, optional<bool> pin_memory) {
 }
 
 Tensor empty_memory_format(
-    IntArrayRef size, optional<ScalarType> dtype, optional<Layout> layout, optional<Device> device, optional<bool> pin_memory,
-    optional<MemoryFormat> format) {
+    IntArrayRef size, optional<ScalarType> dtype, optional<Layout> layout, optional<Device> device,
+    optional<bool> pin_memory, optional<MemoryFormat> format) {
   require_dense(layout, pin_memory);
   const c10::DeviceGuard guard(normalise(c10::device_or_default(device)));
   return at::detail::empty_generic(size, allocator(), kHPUKeys, c10::dtype_or_default(dtype), format);
 }
 
 Tensor empty_strided(
-    IntArrayRef size, IntArrayRef stride, optional<ScalarType> dtype, optional<Layout> layout, optional<Device> device,
-    optional<bool> pin_memory) {
+    IntArrayRef size, IntArrayRef stride, optional<ScalarType> dtype, optional<Layout> layout,
+    optional<Device> device, optional<bool> pin_memory) {
   require_dense(layout, pin_memory);
   const c10::DeviceGuard guard(normalise(c10::device_or_default(device)));
   return at::detail::empty_strided_generic(size, stride, allocator(), kHPUKeys, c10::dtype_or_default(dtype));
@@ -62,8 +62,7 @@ const Tensor& resize_(const Tensor& self, IntArrayRef size, optional<MemoryForma
   const c10::DeviceGuard guard(self.device());
   at::native::resize_impl_cpu_(self.unsafeGetTensorImpl(), size, /*stride=*/std::nullopt);
   if (format.has_value()) {
-    TORCH_CHECK(
-        *format != MemoryFormat::Preserve, "Unsupported memory format ", *format, " for resize_");
+    TORCH_CHECK(*format != MemoryFormat::Preserve, "Unsupported memory format ", *format, " for resize_");
     self.unsafeGetTensorImpl()->empty_tensor_restride(*format);
   }
   return self;
@@ -84,12 +83,14 @@ Tensor& set_source_tensor(Tensor& self, const Tensor& source) {
   if (self.unsafeGetTensorImpl() == source.unsafeGetTensorImpl()) {
     return self;
   }
-  return set_source_storage_offset(self, source.storage(), source.storage_offset(), source.sizes(), source.strides());
+  return set_source_storage_offset(
+      self, source.storage(), source.storage_offset(), source.sizes(), source.strides());
 }
 
 Tensor& set_nothing(Tensor& self) {
   c10::Storage storage(
-      c10::Storage::use_byte_size_t(), 0, c10::DataPtr(nullptr, self.device()), allocator(), /*resizable=*/true);
+      c10::Storage::use_byte_size_t(), 0, c10::DataPtr(nullptr, self.device()), allocator(),
+      /*resizable=*/true);
   return set_source_storage_offset(self, std::move(storage), 0, {0}, {});
 }
 
@@ -128,12 +129,14 @@ Tensor copy_from_and_resize(const Tensor& source, const Tensor& target) {
   return copy_from(source, target, false);
 }
 
-void record_stream(Tensor&, c10::Stream) {}
+void record_stream(Tensor&, c10::Stream) {
+}
 
 // ---- operators
 
 int64_t fused_sdp_choice(
-    const Tensor&, const Tensor&, const Tensor&, const optional<Tensor>&, double, bool, optional<double>, bool) {
+    const Tensor&, const Tensor&, const Tensor&, const optional<Tensor>&, double, bool, optional<double>,
+    bool) {
   return 0;  // the math form: its pieces are operators of their own, as on hardware without FusedSDPA
 }
 
@@ -141,7 +144,8 @@ optional<Tensor> as_cpu(const optional<Tensor>& tensor) {
   return tensor.has_value() && tensor->defined() ? optional<Tensor>(as_cpu(*tensor)) : std::nullopt;
 }
 
-void account_convolution(const char* text, at::ArrayRef<Tensor> tensors, IntArrayRef stride, IntArrayRef padding) {
+void account_convolution(
+    const char* text, at::ArrayRef<Tensor> tensors, IntArrayRef stride, IntArrayRef padding) {
   if (C10_LIKELY(!accounting())) {
     return;
   }
@@ -164,26 +168,28 @@ void require_hpu(const Tensor& input, const Tensor& weight, const char* op) {
 }
 
 Tensor convolution(
-    const Tensor& input, const Tensor& weight, const optional<Tensor>& bias, IntArrayRef stride, IntArrayRef padding,
-    IntArrayRef dilation, bool transposed, IntArrayRef output_padding, int64_t groups) {
+    const Tensor& input, const Tensor& weight, const optional<Tensor>& bias, IntArrayRef stride,
+    IntArrayRef padding, IntArrayRef dilation, bool transposed, IntArrayRef output_padding, int64_t groups) {
   require_hpu(input, weight, "convolution");
   account_convolution("convolution_overrideable", {input, weight}, stride, padding);
   const at::AutoDispatchBelowADInplaceOrView guard;
   return hpu_alias(
       at::convolution(
-          as_cpu(input), as_cpu(weight), as_cpu(bias), stride, padding, dilation, transposed, output_padding, groups),
+          as_cpu(input), as_cpu(weight), as_cpu(bias), stride, padding, dilation, transposed, output_padding,
+          groups),
       input.device());
 }
 
 std::tuple<Tensor, Tensor, Tensor> convolution_backward(
     const Tensor& grad, const Tensor& input, const Tensor& weight, IntArrayRef stride, IntArrayRef padding,
-    IntArrayRef dilation, bool transposed, IntArrayRef output_padding, int64_t groups, std::array<bool, 3> mask) {
+    IntArrayRef dilation, bool transposed, IntArrayRef output_padding, int64_t groups,
+    std::array<bool, 3> mask) {
   account_convolution("convolution_backward_overrideable", {grad, input, weight}, stride, padding);
   const at::AutoDispatchBelowADInplaceOrView guard;
   const std::vector<int64_t> bias_size{grad.size(1)};
   auto [a, b, c] = at::convolution_backward(
-      as_cpu(grad), as_cpu(input), as_cpu(weight), at::OptionalIntArrayRef(bias_size), stride, padding, dilation, transposed,
-      output_padding, groups, mask);
+      as_cpu(grad), as_cpu(input), as_cpu(weight), at::OptionalIntArrayRef(bias_size), stride, padding,
+      dilation, transposed, output_padding, groups, mask);
   const Device device = input.device();
   return {hpu_alias(a, device), hpu_alias(b, device), hpu_alias(c, device)};
 }
@@ -212,7 +218,8 @@ TORCH_LIBRARY_IMPL(aten, HPU, m) {
   m.impl("convolution_backward_overrideable", &convolution_backward);
 }
 
-// Lazy conjugation and negation are resolved by cloning, which copies: the copy itself must take them as they are.
+// Lazy conjugation and negation are resolved by cloning, which copies: the copy itself must take them as they
+// are.
 TORCH_LIBRARY_IMPL(aten, Conjugate, m) {
   m.impl("_copy_from", torch::CppFunction::makeFallthrough());
 }

@@ -85,14 +85,18 @@ PYBIND11_MODULE(_C, m) {
   m.def("synchronize", [] {});
 
   m.def("memory_stats", &stats_dict, py::arg("device") = 0);
-  m.def("reset_peak", [](int64_t index) { reset_peak(static_cast<c10::DeviceIndex>(index)); }, py::arg("device") = 0);
   m.def(
-      "set_limit", [](int64_t index, int64_t bytes) { set_limit(static_cast<c10::DeviceIndex>(index), bytes); },
+      "reset_peak", [](int64_t index) { reset_peak(static_cast<c10::DeviceIndex>(index)); },
+      py::arg("device") = 0);
+  m.def(
+      "set_limit",
+      [](int64_t index, int64_t bytes) { set_limit(static_cast<c10::DeviceIndex>(index), bytes); },
       py::arg("device"), py::arg("bytes"));
   m.def("empty_cache", [] {});
 
   m.def("default_generator", [](int64_t index) {
-    return py::reinterpret_steal<py::object>(THPGenerator_Wrap(default_generator(static_cast<c10::DeviceIndex>(index))));
+    return py::reinterpret_steal<py::object>(
+        THPGenerator_Wrap(default_generator(static_cast<c10::DeviceIndex>(index))));
   });
 
   m.def("set_strict", [](uint32_t flags) { set_strict(flags); });
@@ -117,7 +121,9 @@ PYBIND11_MODULE(_C, m) {
         }
       },
       py::arg("reason"));
-  m.def("accounting_set_locator", [](py::object function) { accounting_set_locator(locator_from(std::move(function))); });
+  m.def("accounting_set_locator", [](py::object function) {
+    accounting_set_locator(locator_from(std::move(function)));
+  });
   m.def("accounting_graphs", [] {
     py::list out;
     for (const Graph& graph : accounting_graphs()) {

@@ -1,4 +1,5 @@
-// Describes operators for the fallback: which arguments hold tensors, which are written, what hardware does differently.
+// Describes operators for the fallback: which arguments hold tensors, which are written, what hardware does
+// differently.
 #include "operator.h"
 
 #include "accounting.h"
@@ -36,9 +37,10 @@ Kind kind_of(const c10::Argument& argument) {
         return Kind::kTensorList;
       }
       return element->kind() == c10::TypeKind::OptionalType &&
-              element->castRaw<c10::OptionalType>()->getElementType()->kind() == c10::TypeKind::TensorType
-          ? Kind::kOptionalTensorList
-          : Kind::kOther;
+                     element->castRaw<c10::OptionalType>()->getElementType()->kind() ==
+                         c10::TypeKind::TensorType
+                 ? Kind::kOptionalTensorList
+                 : Kind::kOther;
     }
     default:
       return Kind::kOther;
@@ -76,21 +78,42 @@ Operator describe(const c10::OperatorHandle& handle) {
   }
   op.collective = full.rfind("c10d::", 0) == 0;
   op.computes = !one_of(
-      base, {"fill_", "zero_", "arange", "range", "linspace", "randperm", "eye", "full", "zeros", "ones", "_local_scalar_dense", "equal", "is_set_to",
-             "_foreach_copy_", "cat", "_pin_memory", "normal_", "uniform_", "random_", "is_same_size"});
+      base, {"fill_",
+             "zero_",
+             "arange",
+             "range",
+             "linspace",
+             "randperm",
+             "eye",
+             "full",
+             "zeros",
+             "ones",
+             "_local_scalar_dense",
+             "equal",
+             "is_set_to",
+             "_foreach_copy_",
+             "cat",
+             "_pin_memory",
+             "normal_",
+             "uniform_",
+             "random_",
+             "is_same_size"});
   op.index = one_of(
       base, {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put",
              "_unsafe_masked_index", "_unsafe_masked_index_put_accumulate"});
-  op.mixes_devices = op.index ||
-      one_of(base, {"_pack_padded_sequence", "_pack_padded_sequence_backward", "_ctc_loss", "_ctc_loss_backward",
-                    "_foreach_copy_", "_embedding_bag_backward", "set_"});
+  op.mixes_devices =
+      op.index || one_of(
+                      base, {"_pack_padded_sequence", "_pack_padded_sequence_backward", "_ctc_loss",
+                             "_ctc_loss_backward", "_foreach_copy_", "_embedding_bag_backward", "set_"});
   op.host_on_hardware = op.name != "repeat_interleave.self_int" && may_run_on_cpu_on_hardware(base);
   op.is_item = base == "_local_scalar_dense";
   if (op.is_item) {
     op.flush = "item";
-  } else if (one_of(base, {"nonzero", "equal", "masked_select", "unique_consecutive", "unique_dim", "_unique",
-                           "_unique2", "unique_dim_consecutive", "bincount", "is_nonzero"}) ||
-             op.name == "repeat_interleave.Tensor") {
+  } else if (
+      one_of(
+          base, {"nonzero", "equal", "masked_select", "unique_consecutive", "unique_dim", "_unique",
+                 "_unique2", "unique_dim_consecutive", "bincount", "is_nonzero"}) ||
+      op.name == "repeat_interleave.Tensor") {
     op.flush = "data-dependent operator";
   }
   return op;

@@ -20,11 +20,11 @@ struct Operator {
   c10::SmallVector<int, 4> returned_argument;  // -1: a new tensor or a view
   bool writes = false;
   bool collective = false;
-  bool computes = true;            // false: creation and filling, which every dtype may do
-  bool mixes_devices = false;      // CPU indices or lengths beside HPU tensors are legal
+  bool computes = true;        // false: creation and filling, which every dtype may do
+  bool mixes_devices = false;  // CPU indices or lengths beside HPU tensors are legal
   bool index = false;
   bool host_on_hardware = false;
-  const char* flush = nullptr;     // ends a graph: the host must see the result
+  const char* flush = nullptr;  // ends a graph: the host must see the result
   bool is_item = false;
 };
 

@@ -1,5 +1,5 @@
-// One memory, two devices. A CPU storage over an HPU storage carries that storage as its context, which keeps it
-// alive and lets a result be traced back to the tensor it is a view of.
+// One memory, two devices. A CPU storage over an HPU storage carries that storage as its context, which keeps
+// it alive and lets a result be traced back to the tensor it is a view of.
 #include "emulator.h"
 
 #include <ATen/ops/zeros.h>
@@ -26,15 +26,17 @@ c10::intrusive_ptr<c10::StorageImpl> cpu_storage_over(c10::StorageImpl* hpu) {
       c10::GetCPUAllocator(), /*resizable=*/true);
 }
 
-c10::intrusive_ptr<c10::StorageImpl> hpu_storage_of(c10::StorageImpl* cpu, c10::Device device, bool only_owner) {
+c10::intrusive_ptr<c10::StorageImpl> hpu_storage_of(
+    c10::StorageImpl* cpu, c10::Device device, bool only_owner) {
   c10::DataPtr& pointer = cpu->_mutable_data_ptr_no_checks();
   if (pointer.get_deleter() == &release_storage) {
-    return c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(static_cast<c10::StorageImpl*>(pointer.get_context()));
+    return c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(
+        static_cast<c10::StorageImpl*>(pointer.get_context()));
   }
   const size_t bytes = cpu->nbytes();
   auto hpu = c10::make_intrusive<c10::StorageImpl>(
-      c10::StorageImpl::use_byte_size_t(), static_cast<int64_t>(bytes), adopt(std::move(pointer), bytes, device),
-      allocator(), /*resizable=*/true);
+      c10::StorageImpl::use_byte_size_t(), static_cast<int64_t>(bytes),
+      adopt(std::move(pointer), bytes, device), allocator(), /*resizable=*/true);
   if (!only_owner) {
     // Others still look at this CPU storage (a second result, a saved tensor): it now lies over the HPU one.
     cpu->set_data_ptr_noswap(cpu_pointer_over(hpu.get()));
@@ -64,7 +66,8 @@ at::Tensor tensor_over(
 at::Tensor cpu_alias(const at::Tensor& hpu) {
   TORCH_INTERNAL_ASSERT_DEBUG_ONLY(hpu.is_hpu());
   return tensor_over(
-      cpu_storage_over(hpu.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()), hpu, c10::DispatchKey::CPU);
+      cpu_storage_over(hpu.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()), hpu,
+      c10::DispatchKey::CPU);
 }
 
 at::Tensor hpu_alias(const at::Tensor& cpu, c10::Device device) {
@@ -72,15 +75,16 @@ at::Tensor hpu_alias(const at::Tensor& cpu, c10::Device device) {
     return cpu;
   }
   TORCH_CHECK_NOT_IMPLEMENTED(
-      cpu.layout() == at::kStrided && !cpu.is_quantized(), "The HPU emulator holds dense tensors only; this operation returned one of layout ",
-      cpu.layout(), cpu.is_quantized() ? ", quantized" : "", ". Do it on the CPU: tensor.cpu().");
+      cpu.layout() == at::kStrided && !cpu.is_quantized(),
+      "The HPU emulator holds dense tensors only; this operation returned one of layout ", cpu.layout(),
+      cpu.is_quantized() ? ", quantized" : "", ". Do it on the CPU: tensor.cpu().");
   if (C10_UNLIKELY(cpu._is_zerotensor())) {
     return hpu_alias(at::zeros(cpu.sizes(), cpu.options()), device);  // a zero tensor has no memory
   }
   const bool only_owner = cpu.use_count() == 1 && cpu.storage().use_count() == 1;
   return tensor_over(
-      hpu_storage_of(cpu.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl(), device, only_owner), cpu,
-      c10::DispatchKey::HPU);
+      hpu_storage_of(cpu.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl(), device, only_owner),
+      cpu, c10::DispatchKey::HPU);
 }
 
 void sync_after_write(const at::Tensor& hpu, const at::Tensor& cpu) {
