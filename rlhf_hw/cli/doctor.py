@@ -21,11 +21,16 @@ from typing import Any
 from launchers import LaunchError, LaunchRequest, Machine, make_plan
 from launchers.machine import cpu_description, cpu_quota, memory_bytes, memory_limit_bytes, this_machine
 from rlhf_hw.compat.combinations import PACKAGES, Clash, TorchBuild, build_clashes, version_clashes
+from rlhf_hw.compat.gaudi_software import GaudiSoftware, gaudi_clashes
+from rlhf_hw.hpu_environment import LAZY_MODE_VARIABLE, set_lazy_mode
 
 #: Not required by this project, but worth a line.
 OPTIONAL_PACKAGES = ("bitsandbytes", "wandb", "deepspeed", "flash-attn")
 #: Tokens whose presence matters; only whether they are set is ever shown.
 TOKENS = ("HF_TOKEN", "WANDB_API_KEY")
+#: What importing torch or a device's library raises where it is missing or broken. OSError: a shared library that it
+#: needs is missing. RuntimeError: torch could not load a device's plugin.
+_NOT_IMPORTABLE = (ImportError, OSError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,10 @@ class BackendState:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything doctor found. `packages` maps a name to its version, None where it is not installed."""
+    """Everything doctor found. `packages` maps a name to its version, None where it is not installed.
+
+    `gaudi` is empty where there is neither a Gaudi nor any software for it.
+    """
 
     machine: dict[str, Any]
     python: str
@@ -46,6 +54,7 @@ class Diagnosis:
     torch: TorchBuild | None
     tokens: dict[str, str]
     backends: dict[str, BackendState]
+    gaudi: dict[str, str]
     clashes: list[Clash]
     launch: dict[str, str]
 
@@ -77,9 +86,20 @@ def diagnose(environ: Mapping[str, str] = os.environ) -> Diagnosis:
     machine = this_machine(environ)
     packages = {name: _installed_version(name) for name in (*PACKAGES, *OPTIONAL_PACKAGES)}
     python = platform.python_version()
-    build, gpus = _torch_build()
+    software = GaudiSoftware.installed()  # before torch, which may not import beside two plugins
+    build: TorchBuild | None = None
+    gpus: list[dict[str, Any]] = []
+    backends: dict[str, BackendState] = {}
+    gaudi = _gaudi_software(machine.gaudis, software)
+    broken: list[Clash] = []
+    try:
+        build, gpus = _torch_build()
+        backends = _backends()
+        gaudi = _gaudi(machine.gaudis, software, environ)
+    except _NOT_IMPORTABLE as error:
+        # and not tried again: a half-imported torch ends the process with SIGSEGV when it is imported once more
+        broken = [_not_importable(error)]
     versions = {name: version for name, version in packages.items() if version is not None}
-    backends, import_clashes = _backends()
     return Diagnosis(
         machine=_machine_facts(machine, gpus),
         python=python,
@@ -87,10 +107,12 @@ def diagnose(environ: Mapping[str, str] = os.environ) -> Diagnosis:
         torch=build,
         tokens={name: "set" if environ.get(name) else "not set" for name in TOKENS},
         backends=backends,
+        gaudi=gaudi,
         clashes=[
             *version_clashes({**versions, "python": python}),
             *build_clashes(build, len(machine.nvidia_gpus)),
-            *import_clashes,
+            *gaudi_clashes(software, machine.gaudis, build),
+            *broken,
         ],
         launch=_launch(machine, environ),
     )
@@ -121,12 +143,10 @@ def _machine_facts(machine: Machine, gpus: list[dict[str, Any]]) -> dict[str, An
     }
 
 
-def _torch_build() -> tuple[TorchBuild | None, list[dict[str, Any]]]:
-    """What torch was built for and the GPUs it sees; (None, []) where it is missing or does not import."""
-    try:
-        import torch
-    except (ImportError, OSError):  # OSError: a shared library that it needs is missing
-        return None, []
+def _torch_build() -> tuple[TorchBuild, list[dict[str, Any]]]:
+    """What torch was built for and the GPUs it sees. Raises one of _NOT_IMPORTABLE where it cannot be imported."""
+    import torch
+
     devices = []
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -142,23 +162,65 @@ def _torch_build() -> tuple[TorchBuild | None, list[dict[str, Any]]]:
     return TorchBuild(torch.__version__, torch.version.cuda, bool(devices)), devices
 
 
-def _backends() -> tuple[dict[str, BackendState], list[Clash]]:
-    """Each backend's own answer; none, and the clash, where the backends cannot be imported."""
-    try:
-        from backends import BACKENDS
-    except (ImportError, OSError) as error:
-        return {}, [
-            Clash(
-                "the backends cannot be imported",
-                f"{type(error).__name__}: {error}".replace(str(Path.home()), "~"),
-                "install what is missing; where it is installed, its versions clash: reinstall the requirements",
-            )
-        ]
+def _backends() -> dict[str, BackendState]:
+    """Each backend's own answer. Raises one of _NOT_IMPORTABLE where the backends cannot be imported."""
+    from backends import BACKENDS
+
     states = {}
     for name, backend in BACKENDS.items():
-        availability = backend.available()
-        states[name] = BackendState(availability.ok, availability.reason)
-    return states, []
+        try:
+            availability = backend.available()
+        except _NOT_IMPORTABLE as error:  # a device's library that is installed and broken
+            states[name] = BackendState(False, f"{type(error).__name__}: {_without_home(error)}")
+        else:
+            states[name] = BackendState(availability.ok, availability.reason)
+    return states
+
+
+def _not_importable(error: BaseException) -> Clash:
+    """What kept torch or the backends from being imported; of a device's plugin that torch loads, its own reason."""
+    cause = error.__cause__ or error
+    return Clash(
+        "torch or the backends cannot be imported",
+        f"{type(cause).__name__}: {_without_home(cause)}",
+        "install what is missing; where it is installed, its versions clash: reinstall the requirements",
+    )
+
+
+def _without_home(error: BaseException) -> str:
+    return str(error).replace(str(Path.home()), "~").rstrip(".")
+
+
+def _gaudi_software(cards: int, software: GaudiSoftware) -> dict[str, str]:
+    """The Gaudis, real or emulated; nothing where there is neither a card nor any software for it."""
+    if software == GaudiSoftware() and not cards:
+        return {}
+    found = {
+        "cards": f"{cards} visible" if cards else "none visible",
+        "habana-torch-plugin": software.plugin or "not installed",
+    }
+    if software.emulator is not None:
+        found["emulator"] = (
+            f"{software.emulator}: CPU memory as hpu; --device hpu takes it, --device auto never does"
+        )
+    return found
+
+
+def _gaudi(cards: int, software: GaudiSoftware, environ: Mapping[str, str]) -> dict[str, str]:
+    """The same with what a run with `--device hpu` and no other flag would choose."""
+    from backends.hpu import HPUBackend
+
+    found = _gaudi_software(cards, software)
+    if not found:
+        return {}
+    backend, would_have = HPUBackend(), dict(environ)
+    set_lazy_mode(["--device", "hpu"], would_have)
+    said = "as the environment says" if LAZY_MODE_VARIABLE in environ else "not set; --device hpu sets it"
+    return found | {
+        "runtime": f"{backend.runtime.value} ({backend.runtime.reason})",
+        "mode": f"{backend.lazy_mode.value} ({backend.lazy_mode.reason})",
+        LAZY_MODE_VARIABLE: f"{would_have[LAZY_MODE_VARIABLE]} ({said})",
+    }
 
 
 def _launch(machine: Machine, environ: Mapping[str, str]) -> dict[str, str]:
@@ -183,6 +245,7 @@ def print_tables(diagnosis: Diagnosis) -> None:
             (name, f"{'available' if state.ok else 'not available'}: {state.reason}")
             for name, state in diagnosis.backends.items()
         ],
+        **({"Gaudi": list(diagnosis.gaudi.items())} if diagnosis.gaudi else {}),
         "rlhf-hw launch sft would run": [
             ("command", diagnosis.launch["command"] or "nothing"),
             ("why", diagnosis.launch["reason"]),

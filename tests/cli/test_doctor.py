@@ -6,22 +6,28 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
+from launchers.machine import this_machine
 from rlhf_hw.cli.doctor import BackendState, Clash, Diagnosis, diagnose, print_tables
 
 ROOT = Path(__file__).parents[2]
 SECRET = "hf_doctorMustNotShowThis"
 
 
-def doctor(*words: str) -> subprocess.CompletedProcess[str]:
+EMULATOR = find_spec("habana_torch_plugin_emulator") is not None
+OPTIMUM_HABANA = find_spec("optimum") is not None and find_spec("optimum.habana") is not None
+
+
+def doctor(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "rlhf_hw.cli.doctor", *words],
         cwd=ROOT,
-        env={**os.environ, "HF_TOKEN": SECRET, "WANDB_API_KEY": ""},
+        env={**os.environ, "HF_TOKEN": SECRET, "WANDB_API_KEY": "", **environ},
         capture_output=True,
         text=True,
         timeout=240,
@@ -49,6 +55,7 @@ def test_json_has_every_section(as_json):
         "torch": dict,
         "tokens": dict,
         "backends": dict,
+        "gaudi": dict,
         "clashes": list,
         "launch": dict,
         "can_train": bool,
@@ -99,7 +106,7 @@ def test_a_clash_alone_means_training_is_broken():
     cpu = {"cpu": BackendState(True, "2 cores")}
     parts = {
         name: getattr(healthy, name)
-        for name in ("machine", "python", "packages", "torch", "tokens", "launch")
+        for name in ("machine", "python", "packages", "torch", "tokens", "gaudi", "launch")
     }
     assert Diagnosis(**parts, backends=cpu, clashes=[]).can_train
     assert not Diagnosis(**parts, backends=cpu, clashes=[Clash("a 1 with b 2", "why", "how")]).can_train
@@ -110,9 +117,64 @@ def test_a_clash_is_shown_with_its_cure(capsys):
     healthy = diagnose({})
     parts = {
         name: getattr(healthy, name)
-        for name in ("machine", "python", "packages", "torch", "tokens", "launch")
+        for name in ("machine", "python", "packages", "torch", "tokens", "gaudi", "launch")
     }
     print_tables(
         Diagnosis(**parts, backends={}, clashes=[Clash("a 1 with b 2", "a needs b>3", "pip install b")])
     )
     assert "a 1 with b 2  a needs b>3. Cure: pip install b" in capsys.readouterr().out
+
+
+def pretend_installed(folder: Path, name: str, version: str) -> None:
+    """Metadata of a distribution, as pip leaves it: what a package is known by before it is imported."""
+    metadata = folder / f"{name.replace('-', '_')}-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def with_gaudi_cards(root: Path, count: int) -> None:
+    for number in range(count):
+        for path, text in (("dev/accel/accel", ""), ("sys/class/accel/accel", "0x1da3")):
+            node = root / f"{path}{number}"
+            node = node / "device/vendor" if text else node
+            node.parent.mkdir(parents=True, exist_ok=True)
+            node.write_text(text)
+
+
+@pytest.mark.skipif(not EMULATOR, reason="the emulator is not installed")
+def test_an_emulated_gaudi_is_told_with_the_runtime_and_mode_of_a_run():
+    found = json.loads(doctor("--json").stdout)["gaudi"]
+    assert found["cards"] == "none visible"
+    assert "--device auto never does" in found["emulator"]
+    assert found["runtime"].split()[0] == ("optimum" if OPTIMUM_HABANA else "native")
+    text = doctor(PT_HPU_LAZY_MODE="0").stdout
+    assert "eager (PT_HPU_LAZY_MODE=0)" in text
+    assert "0 (as the environment says)" in text
+
+
+def test_real_gaudis_are_told_where_torch_knows_nothing_of_them(tmp_path, monkeypatch):
+    with_gaudi_cards(tmp_path, 8)
+    monkeypatch.setattr(
+        "rlhf_hw.cli.doctor.this_machine", lambda environ: this_machine(environ, root=tmp_path)
+    )
+    monkeypatch.delenv("PT_HPU_LAZY_MODE", raising=False)
+    found = diagnose({})
+    assert found.gaudi["cards"] == "8 visible"
+    assert found.gaudi["mode"].startswith("lazy" if OPTIMUM_HABANA else "eager")
+    assert found.gaudi["PT_HPU_LAZY_MODE"] == f"{int(OPTIMUM_HABANA)} (not set; --device hpu sets it)"
+    assert [clash.found for clash in found.clashes] == ["8 Gaudi card(s) without habana-torch-plugin"]
+
+
+@pytest.mark.skipif(not EMULATOR, reason="the emulator is not installed")
+def test_the_emulator_beside_the_real_plugin_is_told_though_torch_cannot_be_imported(tmp_path):
+    pretend_installed(tmp_path, "habana-torch-plugin", "1.24.0.5")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    done = doctor("--json", PYTHONPATH=path)
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)
+    assert found["torch"] is None
+    assert found["gaudi"]["habana-torch-plugin"] == "1.24.0.5"
+    assert any(
+        clash["found"].startswith("habana-torch-plugin 1.24.0.5 with habana-torch-plugin-emulator")
+        for clash in found["clashes"]
+    )
