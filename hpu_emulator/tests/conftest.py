@@ -78,7 +78,7 @@ def run_gaudi(tmp_path: Path) -> Callable[..., Any]:
     pytest.importorskip("optimum.habana", reason="needs the Gaudi stack: requirements-hpu.txt")
 
     def run(
-        requests: Any, *, timeout: int = 170, processes: int = 1, launcher: str = "torchrun", **variables: str
+        requests: Any, *, timeout: int = 240, processes: int = 1, launcher: str = "torchrun", **variables: str
     ) -> Any:
         program = [str(Path(__file__).parent / "gaudi_programs.py"), json.dumps(requests)]
         launched = [sys.executable]

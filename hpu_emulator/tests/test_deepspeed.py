@@ -40,7 +40,7 @@ def test_two_processes_train_as_one_plain_process(tmp_path, stage, optimizer):
     program = [script, str(stage), optimizer, str(tmp_path / "result")]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *program]
     environment = {**os.environ, "HPU_EMULATOR_QUIET": "1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "hpu"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=170, env=environment, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-6000:]
     results = [json.loads((tmp_path / f"result.rank{rank}.json").read_text()) for rank in (0, 1)]
     for result in results:

@@ -37,7 +37,7 @@ def train(tmp_path: Path) -> Callable[..., Any]:
         command = [sys.executable, *(launcher if processes > 1 else []), *program]
         environment = {**os.environ, "HPU_EMULATOR_QUIET": "1", "OMP_NUM_THREADS": "1", **(variables or {})}
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=170, env=environment, cwd=tmp_path
+            command, capture_output=True, text=True, timeout=240, env=environment, cwd=tmp_path
         )
         if done.returncode:
             pytest.fail(f"exit status {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
