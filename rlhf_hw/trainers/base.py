@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from backends import Backend
 from backends.cpu import CPUBackend
 from backends.shapes import DynamicShapes, ShapePolicy
+from rlhf_hw.compat.evaluated_first import forget_preparation
 from rlhf_hw.models.weights import load_weights_into, save_weights
 from rlhf_hw.models.wrapping import unwrap
 from rlhf_hw.rollout.sampling import mix_seed
@@ -122,6 +123,11 @@ class StageMixin(TrainerBase):
         self.tokens = TokenRate()
         # Tells the base not to divide the loss by the accumulation steps: `scale_loss` has done it.
         self.model_accepts_loss_kwargs = True
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, in step with the other processes also where an evaluation came first."""
+        forget_preparation(self.model)
+        return super().train(*args, **kwargs)
 
     # The order of the data
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:

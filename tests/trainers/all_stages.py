@@ -57,6 +57,7 @@ def main(directory: Path) -> None:
         options["ddp_backend"] = "gloo"
     for name, stage in STAGES.items():
         trainer = stage(directory / name, **options)
+        trainer.evaluate()  # as the commands do
         trainer.train()
         evaluation = trainer.evaluate()
         if trainer.accelerator.is_main_process:
