@@ -6,12 +6,14 @@ Retired together with the `optimum` runtime.
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +27,7 @@ def optimum_habana() -> Any:
     Its model zoo imports torchvision for the image tokenizer of glm4v, which language models never use, and a Gaudi's
     image has a torchvision; where there is none, an empty module stands in during the import alone.
     """
-    with _torchvision_importable():
+    with _own_pip_first(), _torchvision_importable():
         import optimum.habana.transformers.modeling_utils
         import optimum.habana.transformers.trainer
         import optimum.habana.transformers.training_args
@@ -35,6 +37,17 @@ def optimum_habana() -> Any:
     _mend_checkpointing()
     _mend_caches()
     return optimum.habana
+
+
+@contextmanager
+def _own_pip_first() -> Iterator[None]:
+    """At its import it asks `pip list` for the version of the Gaudi plugin, and fails where another Python's pip answers."""
+    path = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = path
 
 
 def _mend_checkpointing() -> None:

@@ -119,11 +119,10 @@ def shortened(session: Session, run: SFTRun, rows: Any, tokenizer: Any) -> Any:
 
 def shape_policy(session: Session, run: SFTRun, train: Any) -> ShapePolicy:
     """How batches are padded: as the backend wants, or always to the maximum where the flag says so."""
-    lengths = row_lengths(train, "input_ids")
     if not run.data.pad_to_max_length:
-        return session.shape_policy(lengths)
+        return session.shape_policy(row_lengths(train, "input_ids"))
     longest = run.data.max_seq_length
-    may_vary = session.backend.shape_policy(lengths).may_vary
+    may_vary = session.backend.shape_policy((longest,)).may_vary
     return DynamicShapes(at_least=longest) if may_vary else StaticBuckets((longest,))
 
 

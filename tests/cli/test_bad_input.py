@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from run_results import write_rows
 
+from backends import Availability
+from backends.hpu import HPUBackend
+
 Run = Callable[..., Any]
 OUT = ("--output_dir", "out")
 
@@ -184,9 +187,15 @@ def test_a_tracker_that_is_not_installed(refused: Callable[..., str], ppo_flags:
 
 @pytest.mark.parametrize(("flags", "asked"), [(["--device", "hpu"], "hpu"), (["--use_habana"], "hpu")])
 def test_a_device_that_is_not_here(
-    flags: list[str], asked: str, refused: Callable[..., str], language_model_flags: list[object]
+    flags: list[str],
+    asked: str,
+    refused: Callable[..., str],
+    language_model_flags: list[object],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert asked in refused("sft", *language_model_flags, *OUT, *flags)
+    monkeypatch.setattr(HPUBackend, "available", lambda: Availability(False, "no Gaudi is here"))
+    line = refused("sft", *language_model_flags, *OUT, *flags)
+    assert f"--device {asked}: no Gaudi is here" in line
 
 
 def test_cuda_where_there_is_none(

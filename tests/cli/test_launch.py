@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from interrupts import listen_to_interrupts
 
 from launchers.hosts import free_port
 from rlhf_hw.cli.launch import build_parser, request_from
@@ -101,6 +102,7 @@ def test_signals_reach_the_child_and_its_own_exit_code_comes_back(tmp_path, numb
         cwd=ROOT,
         env=environment(),
         stdin=subprocess.DEVNULL,
+        preexec_fn=listen_to_interrupts,
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from interrupts import listen_to_interrupts
 from launched import ALL_REDUCE, LAUNCH, ROOT, assert_all_end, environment, require_mpirun, run, script
 
 from launchers.failures import MARK, Failure, MarkedLines, any_failure, first_failure, last_words
@@ -100,6 +101,7 @@ def started(launcher: str, folder, mark: str) -> subprocess.Popen[str]:
         cwd=ROOT,
         env=environment(),
         stdin=subprocess.DEVNULL,
+        preexec_fn=listen_to_interrupts,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
