@@ -244,6 +244,11 @@ class StageMixin(TrainerBase):
         model.zero_grad()
         self.tokens.clear()
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """An evaluation, which begins with a graph of its own."""
+        self.backend.end_graph()
+        return super().evaluation_loop(*args, **kwargs)
+
     # Logging
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, with the averages since the last line where it is a training line."""
