@@ -198,6 +198,9 @@ class HPUBackend(Backend):
     def attention_implementation(self, precision: Precision) -> Choice:
         if self.is_optimum:
             return Choice("eager", "optimum-habana's; --attn_implementation gaudi_fused_sdpa fuses it")
+        if self.lazy_mode.value == "lazy":
+            # transformers leaves sdpa's mask out of a batch without padding, which is another graph
+            return Choice("eager", "one graph for batches with and without padding")
         return Choice("sdpa", "torch's fused attention")
 
     def shape_policy(self, lengths: Sequence[int] = ()) -> ShapePolicy:

@@ -8,7 +8,7 @@ import torch
 
 from backends import BackendError, resolve
 from backends.hpu import HPUBackend, HPUSettings
-from backends.shapes import StaticBuckets, choose_buckets, padding_share, round_up
+from backends.shapes import StaticBuckets, WithinContext, choose_buckets, padding_share, round_up
 
 
 @pytest.fixture
@@ -117,6 +117,14 @@ def test_contradictions_about_the_mode_are_reported(
         HPUBackend(HPUSettings(**settings)).lazy_mode  # noqa: B018
 
 
+def test_native_lazy_takes_the_attention_whose_mask_is_always_there(installed: Any) -> None:
+    installed()
+    precision = HPUBackend().precision(False, None)
+    assert HPUBackend().attention_implementation(precision).value == "sdpa"
+    lazy = HPUBackend(HPUSettings(lazy_mode=True))
+    assert lazy.attention_implementation(precision).value == "eager"
+
+
 # --- precision -------------------------------------------------------------------------------------------------
 
 
@@ -151,7 +159,7 @@ def test_a_rollout_has_one_width() -> None:
 
 def test_a_longer_row_than_any_seen_gets_a_shape_of_its_own() -> None:
     policy = StaticBuckets((8, 32))
-    assert [policy.pad_length(n) for n in (1, 8, 9, 32, 33, 65)] == [8, 8, 32, 32, 64, 96]
+    assert [policy.pad_length(n) for n in (1, 8, 9, 32, 33, 65)] == [8, 8, 32, 32, 40, 72]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
@@ -172,3 +180,17 @@ def test_the_share_of_padding_is_that_of_the_rows() -> None:
     assert padding_share([5, 8, 3], StaticBuckets((8,))) == pytest.approx(8 / 24)
     with pytest.raises(ValueError, match="no"):
         choose_buckets([], 4, 8)
+
+
+def test_shapes_end_at_the_models_context() -> None:
+    policy = WithinContext(StaticBuckets((24, 32, 40)), 38)
+    assert policy.buckets == (24, 32, 38)
+    assert [policy.pad_length(n) for n in (20, 33, 38, 41)] == [24, 38, 38, 41]
+    assert not policy.may_vary
+
+
+def test_buckets_of_long_contexts_are_found_at_once() -> None:
+    lengths = range(1, 32_768, 3)
+    buckets = choose_buckets(lengths, 4, 8)
+    assert buckets[-1] >= max(lengths)
+    assert len(buckets) == 4
