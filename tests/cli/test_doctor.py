@@ -169,7 +169,7 @@ def test_real_gaudis_are_told_where_torch_knows_nothing_of_them(tmp_path, monkey
 def test_the_emulator_beside_the_real_plugin_is_told_though_torch_cannot_be_imported(tmp_path):
     pretend_installed(tmp_path, "habana-torch-plugin", "1.24.0.5")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
-    done = doctor("--json", PYTHONPATH=path)
+    done = doctor("--json", PYTHONPATH=path, TORCH_DEVICE_BACKEND_AUTOLOAD="1")
     assert done.returncode == 1, done.stderr
     found = json.loads(done.stdout)
     assert found["torch"] is None
