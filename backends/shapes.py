@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+#: Widths that `choose_buckets` chooses from.
+MOST_WIDTHS = 512
+
 
 class ShapePolicy(Protocol):
     """What the collators and the rollout ask about shapes."""
@@ -54,10 +57,11 @@ class DynamicShapes:
 class StaticBuckets:
     """Pad to the first of a few lengths (ascending) that is long enough.
 
-    A row longer than all of them (in an evaluation set, say) is padded to a multiple of the last: one more shape.
+    A row longer than all of them (in an evaluation set, say) is rounded up to `multiple_of`: one more shape.
     """
 
     buckets: tuple[int, ...]
+    multiple_of: int = 8
 
     @property
     def may_vary(self) -> bool:
@@ -65,7 +69,29 @@ class StaticBuckets:
 
     def pad_length(self, longest: int) -> int:
         place = bisect_left(self.buckets, longest)
-        return self.buckets[place] if place < len(self.buckets) else round_up(longest, self.buckets[-1])
+        return self.buckets[place] if place < len(self.buckets) else round_up(longest, self.multiple_of)
+
+
+@dataclass(frozen=True)
+class WithinContext:
+    """`policy`, whose lengths end at a model's `context`: positions beyond it may not exist.
+
+    A row that is longer than the context stays as long as it is.
+    """
+
+    policy: ShapePolicy
+    context: int
+
+    @property
+    def may_vary(self) -> bool:
+        return self.policy.may_vary
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        return tuple(sorted({min(bucket, self.context) for bucket in self.policy.buckets}))
+
+    def pad_length(self, longest: int) -> int:
+        return max(longest, min(self.policy.pad_length(longest), self.context))
 
 
 @dataclass(frozen=True)
@@ -99,6 +125,8 @@ def choose_buckets(lengths: Sequence[int], count: int, multiple_of: int) -> tupl
     """
     if not lengths:
         raise ValueError("buckets are chosen from the lengths of the data, and there are none")
+    # quadratic in the number of widths: of long contexts not every one is tried
+    multiple_of *= 1 + max(lengths) // (MOST_WIDTHS * multiple_of)
     rows = Counter(round_up(length, multiple_of) for length in lengths)
     widths = sorted(rows)
     upto = [0]  # rows no longer than widths[i - 1]

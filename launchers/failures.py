@@ -115,8 +115,16 @@ class MarkedLines:
             if end < 0 and piece:
                 self.held = stream[begin:]
                 return shown + stream[:begin]
-            Failure.of_line(stream[begin : end if end >= 0 else None]).write(self.folder)
+            line = stream[begin : end if end >= 0 else None]
             shown, stream = shown + stream[:begin], stream[end + 1 :] if end >= 0 else b""
+            try:
+                Failure.of_line(line).write(self.folder)
+            except (
+                ValueError,
+                TypeError,
+                zlib.error,
+            ):  # torn, by a machine that was cut off: shown as it came
+                shown += line + b"\n"
         begun = stream.rfind(MARK[:1]) if piece else -1
         if begun >= 0 and MARK.startswith(stream[begun:]):
             self.held = stream[begun:]

@@ -219,6 +219,8 @@ def _environment(job: Job) -> tuple[dict[str, str], str]:
         environment["RLHF_HW_DEVICE"] = "hpu"
         if machine.emulated:
             environment["HPU_EMULATOR_DEVICES"] = str(max(job.processes))
+    elif machine.gaudis or "RLHF_HW_DEVICE" in job.environ:
+        environment["RLHF_HW_DEVICE"] = job.backend
     if job.backend == "cpu" and machine.nvidia_gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""
         reasons.append("CUDA_VISIBLE_DEVICES is emptied to keep the processes off the GPUs")

@@ -54,6 +54,12 @@ def exit_status(returncode: int) -> int:
     return returncode if returncode >= 0 else 128 - returncode
 
 
+def send(process: int, number: int) -> None:
+    """Send a signal to a process, which may be gone. (`Popen.send_signal` would take its exit code, if it is.)"""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, number)
+
+
 def signal_group(group: int, number: int) -> None:
     """Send a signal to a process group, which may be gone."""
     with contextlib.suppress(ProcessLookupError):

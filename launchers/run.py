@@ -5,6 +5,7 @@ Of several ranks the first to fail counts: its exit code is returned, and what i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from launchers.processes import (
     die_with_parent,
     end_children,
     exit_status,
+    send,
     signal_group,
     wait_for,
 )
@@ -50,8 +52,6 @@ def run(plan: LaunchPlan) -> int:
     with tempfile.TemporaryDirectory(prefix="rlhf-hw-ranks-") as name:
         folder = Path(name)
         code = _run(plan, {failures.FOLDER_VARIABLE: name, LAUNCHED_BY: str(os.getpid())}, folder)
-        if code != 0:
-            end_children(GRACE_AFTER_FAILURE if failures.any_failure(folder) else GRACE)
         failure = failures.first_failure(folder)
     if code != 0 and failure is not None:
         sys.stdout.flush()
@@ -75,12 +75,12 @@ def _run(plan: LaunchPlan, environment: dict[str, str], folder: Path | None) -> 
             received.append(number)
         elif plan.end_signal is not None and not asked:
             asked.append(number)
-            child.send_signal(plan.end_signal)
+            send(child.pid, plan.end_signal)
             signal.alarm(GRACE)
         elif plan.several:
             signal_group(child.pid, signal.SIGTERM if number == signal.SIGALRM else number)
         elif not (number == signal.SIGINT and _terminal_interrupts_us()):
-            child.send_signal(number)
+            send(child.pid, number)
 
     def prepare() -> None:
         if plan.several:
@@ -112,6 +112,8 @@ def _run(plan: LaunchPlan, environment: dict[str, str], folder: Path | None) -> 
         code = exit_status(wait_for(child) if plan.several else child.wait())
         if reader is not None:
             reader.join(GRACE_AFTER_FAILURE)
+        if folder is not None and code != 0:  # a signal that comes meanwhile finds us at the end already
+            end_children(GRACE_AFTER_FAILURE if failures.any_failure(folder) else GRACE)
         return code
     finally:
         if asked:
@@ -121,13 +123,15 @@ def _run(plan: LaunchPlan, environment: dict[str, str], folder: Path | None) -> 
 
 
 def _pass_on(stream: int, folder: Path) -> None:
-    """Copy a launcher's stderr to ours, less the marked lines."""
+    """Copy a launcher's stderr to ours, less the marked lines. Where ours is closed it is read on: a full pipe would
+    stop the training."""
     lines = failures.MarkedLines(folder)
     while True:
         piece = os.read(stream, 65536)
         shown = lines.feed(piece)
-        sys.stderr.buffer.write(shown)
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.buffer.write(shown)
+            sys.stderr.flush()
         if not piece:
             return
 

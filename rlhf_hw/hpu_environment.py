@@ -21,7 +21,9 @@ def set_lazy_mode(argv: Sequence[str], environ: MutableMapping[str, str]) -> Non
     What the user has set stays as it is; whether it contradicts the flags, the backend says.
     """
     flags = flag_values(argv)
-    device = environ.get("RLHF_HW_DEVICE") if flags.get("device", "auto") == "auto" else flags["device"]
+    device = flags.get("device", "auto")
+    if device == "auto":
+        device = environ.get("RLHF_HW_DEVICE", "hpu" if has_gaudi_software() else "auto")
     asked = device in ("hpu", "habana") or is_true(flags.get("use_habana"))
     if not asked or LAZY_MODE_VARIABLE in environ:
         return
@@ -66,6 +68,11 @@ def has_optimum_habana(runtime: str | None) -> bool:
     if runtime in ("optimum", "native"):
         return runtime == "optimum"
     return find_spec("optimum") is not None and find_spec("optimum.habana") is not None
+
+
+def has_gaudi_software() -> bool:
+    """Whether "auto" may mean a Gaudi: its software is installed, and not the emulator's."""
+    return find_spec("habana_frameworks") is not None and find_spec("habana_torch_plugin_emulator") is None
 
 
 def is_true(value: str | None) -> bool:

@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         session.backend.seed_everything(session.args.seed)
         load = session.quantized(session.load_options("--model_name_or_path", trained=True))
         classifier = load_sequence_classifier(name, load, tokenizer.pad_token_id)
-        shapes = session.shape_policy(row_lengths(train, "chosen_input_ids", "rejected_input_ids"))
+        shapes = session.shape_policy(
+            row_lengths(train, "chosen_input_ids", "rejected_input_ids"), classifier
+        )
         trainer = trainer_for(RewardMixin, session.backend)(
             model=RewardModel(session.with_adapter(classifier, "SEQ_CLS")),
             args=session.args,

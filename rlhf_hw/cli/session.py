@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from backends import Backend, Precision, resolve
 from backends.base import BackendError
-from backends.shapes import ShapePolicy, padding_share
+from backends.shapes import ShapePolicy, WithinContext, padding_share
 from launchers.accelerate import started_alone
 from rlhf_hw.arguments.run import Run
 from rlhf_hw.arguments.training import accepted_fields, training_environment, training_kwargs
@@ -157,9 +157,13 @@ class Session:
             if caching:
                 datasets.enable_caching()
 
-    def shape_policy(self, lengths: Sequence[int]) -> ShapePolicy:
-        """The backend's, for rows of these `lengths`; told where it fixes them, with what that costs."""
+    def shape_policy(self, lengths: Sequence[int], model: Any) -> ShapePolicy:
+        """The backend's, for rows of these `lengths` and within the model's context; told where it fixes the shapes,
+        with what that costs."""
         policy = self.backend.shape_policy(lengths)
+        context = getattr(model.config, "max_position_embeddings", None)
+        if context:
+            policy = WithinContext(policy, context)
         if policy.buckets:
             share = padding_share(lengths, policy)
             widths = ", ".join(str(width) for width in policy.buckets)

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if added and len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer))
         model.config.pad_token_id = tokenizer.pad_token_id
-        shapes = shape_policy(session, run, train)
+        shapes = shape_policy(session, run, train, model)
         trainer = trainer_for(SFTMixin, session.backend)(
             model=session.with_adapter(model, "CAUSAL_LM"),
             args=session.args,
@@ -117,10 +117,10 @@ def shortened(session: Session, run: SFTRun, rows: Any, tokenizer: Any) -> Any:
     return result.dataset
 
 
-def shape_policy(session: Session, run: SFTRun, train: Any) -> ShapePolicy:
+def shape_policy(session: Session, run: SFTRun, train: Any, model: Any) -> ShapePolicy:
     """How batches are padded: as the backend wants, or always to the maximum where the flag says so."""
     if not run.data.pad_to_max_length:
-        return session.shape_policy(row_lengths(train, "input_ids"))
+        return session.shape_policy(row_lengths(train, "input_ids"), model)
     longest = run.data.max_seq_length
     may_vary = session.backend.shape_policy((longest,)).may_vary
     return DynamicShapes(at_least=longest) if may_vary else StaticBuckets((longest,))

@@ -16,7 +16,7 @@ from transformers.generation import (
 )
 
 from backends.base import GenerationOptions
-from backends.shapes import RolloutShapes
+from backends.shapes import RolloutShapes, ShapePolicy, WithinContext
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.wrapping import virtual_tokens, without_adapters
 from rlhf_hw.rollout.engine import Rollout, Sampling, assemble, end_token_ids
@@ -69,8 +69,10 @@ class GenerateEngine:
         finally:
             policy.train(was_training)
         ends = end_token_ids(self.tokenizer, policy)
-        pad_length = self.shapes.sequences.pad_length
-        return assemble(prompts, responses, ends, self.tokenizer.pad_token_id, pad_length, policy.device)
+        sequences = self._within_context(policy, self.shapes.sequences)
+        return assemble(
+            prompts, responses, ends, self.tokenizer.pad_token_id, sequences.pad_length, policy.device
+        )
 
     def _check(self, policy: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
         longest = max(len(prompt) for prompt in prompts)
@@ -85,6 +87,12 @@ class GenerateEngine:
                 f"--output_max_length {sampling.max_new_tokens}: with prompts of {prompt} tokens it exceeds the "
                 f"model's context of {context}; shorten it or --max_prompt_length"
             )
+
+    @staticmethod
+    def _within_context(policy: Any, shapes: ShapePolicy, reserved: int = 0) -> ShapePolicy:
+        """`shapes` that leave `reserved` tokens of the model's context free."""
+        context = getattr(policy.config, "max_position_embeddings", None)
+        return WithinContext(shapes, context - reserved) if context else shapes
 
     def _batches(self, policy: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Which prompts are answered together: `batch_size` at a time.
@@ -105,7 +113,9 @@ class GenerateEngine:
         device = policy.device
         width = max(len(prompt) for prompt in prompts)
         if not virtual_tokens(policy):
-            width = self.shapes.prompts.pad_length(width)
+            width = self._within_context(policy, self.shapes.prompts, sampling.max_new_tokens).pad_length(
+                width
+            )
         input_ids = torch.full((len(prompts), width), self.tokenizer.pad_token_id, dtype=torch.long)
         attention_mask = torch.zeros_like(input_ids)
         for i, prompt in enumerate(prompts):

@@ -230,7 +230,7 @@ class StageMixin(TrainerBase):
         passes = 1 if self.args.gradient_accumulation_steps == 1 else 2  # into no gradient, and onto one
         with self.backend.forked_random_numbers(), self.averages.nothing_counts():
             for _ in range(2):
-                for width in self.shapes.buckets or (length,):
+                for width in self.shapes.buckets if length in self.shapes.buckets else (length,):
                     batch = at_width(inputs, length, width)
                     self.backend.end_graph()
                     self.count_items(batch).to(self.args.device).float()

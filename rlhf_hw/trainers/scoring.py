@@ -58,11 +58,13 @@ class RewardModelScorer:
     def __call__(self, rollout: Rollout, rows: Sequence[dict[str, Any]]) -> torch.Tensor:
         sequences = self._sequences(rollout, rows)
         self._check_context(max(map(len, sequences)))
+        context = getattr(self.model.config, "max_position_embeddings", None)
+        pad_length = (lambda longest: min(self.pad_length(longest), context)) if context else self.pad_length
         scores = torch.empty(len(sequences), dtype=torch.float32, device=rollout.input_ids.device)
         by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
         for start in range(0, len(by_length), self.batch_size):
             part = by_length[start : start + self.batch_size]
-            batch = pad_rows([sequences[i] for i in part], self.pad_token_id, self.pad_length)
+            batch = pad_rows([sequences[i] for i in part], self.pad_token_id, pad_length)
             scores[part] = self.model(*(tensor.to(scores.device) for tensor in batch))
         return scores
 

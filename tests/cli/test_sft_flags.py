@@ -125,7 +125,7 @@ def test_how_rows_are_laid_out_changes_no_loss(
 def test_padding_to_the_maximum_pads_to_the_maximum(workplace: Path, sft_flags: list[object]) -> None:
     argv = [*map(str, sft_flags), "--output_dir", "out", "--pad_to_max_length", "--max_seq_length", "77"]
     settings = parse_sft(argv)
-    shapes = shape_policy(Session.open("sft", settings, argv), settings, train=None)
+    shapes = shape_policy(Session.open("sft", settings, argv), settings, train=None, model=None)
     assert shapes.may_vary
     assert {shapes.pad_length(longest) for longest in (1, 50, 77)} == {77}
 

@@ -253,3 +253,14 @@ def test_a_failure_on_another_machine_comes_home_in_one_line_whatever_the_pieces
         assert failure.output.endswith(brought.output)
         assert brought.output
     assert json.loads((tmp_path / "1/rank-1.json").read_text())["code"] == 1
+
+
+def test_a_torn_line_about_a_failure_is_shown_and_the_rest_is_read_on(tmp_path):
+    lines = MarkedLines(tmp_path)
+    assert (
+        lines.feed(b"before\n" + MARK + b"not what was written\nafter\n")
+        == (b"before\nafter\n" + MARK + b"not what was written\n")
+        or lines.held == b""
+    )
+    assert lines.feed(b"more\n") == b"more\n"
+    assert not any_failure(tmp_path)
