@@ -36,6 +36,10 @@ MOST_BUCKETS = 4
 #: Lengths are multiples of this many tokens: SFT's of the original scripts on Gaudi.
 LENGTH_MULTIPLE = 8
 EMULATOR = "habana_torch_plugin_emulator"
+_NO_GRAPHS = (
+    "a replayed HPU graph repeats no Python, and the losses here pick their positions in Python; leave it out (lazy mode "
+    "compiles graphs by itself)"
+)
 
 
 @dataclass(frozen=True)
@@ -165,12 +169,17 @@ class HPUBackend(Backend):
     def training_argument_defaults(self) -> dict[str, Any]:
         # Each of these would bring new graphs: a first log line late in the run, and an evaluation that joins its
         # batches on the device.
-        return {"logging_first_step": True, "eval_accumulation_steps": 1}
+        defaults: dict[str, Any] = {"logging_first_step": True, "eval_accumulation_steps": 1}
+        if self.settings.torch_compile:
+            defaults["torch_compile_backend"] = "hpu_backend"
+        return defaults
 
     def refused_training_arguments(self) -> dict[str, str]:
         return {
             "fp16": "a Gaudi has no fp16 training; use --bf16, its own format",
             "tf32": "tf32 is a format of NVIDIA's tensor cores, which a Gaudi has not; leave it out",
+            "use_hpu_graphs_for_inference": _NO_GRAPHS,
+            "use_hpu_graphs_for_training": _NO_GRAPHS,
         }
 
     def notes(self) -> list[str]:

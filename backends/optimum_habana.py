@@ -82,12 +82,17 @@ def _mend_caches() -> None:
     from optimum.habana.transformers.models.llama import modeling_llama
 
     for module in (modeling_all_models, modeling_gemma, modeling_llama):
-        module.KVCache.update = staticmethod(_in_the_dtype_of_the_cache(module.KVCache.update))
+        update = vars(module.KVCache)["update"]  # a static method, or Gemma's, which has a `self`
+        if isinstance(update, staticmethod):
+            module.KVCache.update = staticmethod(_in_the_dtype_of_the_cache(update.__func__))
+        else:
+            module.KVCache.update = _in_the_dtype_of_the_cache(update)
 
 
 def _in_the_dtype_of_the_cache(update: Any) -> Any:
-    def updated(prev: Any, cur: Any, dim: int, idx: Any, inp_seq_len: int) -> Any:
-        return update(prev, cur.to(prev.dtype), dim, idx, inp_seq_len)
+    def updated(*inputs: Any) -> Any:
+        *first, cache, new, dim, index, length = inputs
+        return update(*first, cache, new.to(cache.dtype), dim, index, length)
 
     return updated
 

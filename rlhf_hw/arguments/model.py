@@ -9,7 +9,9 @@ from typing import Literal
 from transformers.hf_argparser import HfArg
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+Attention = Literal[
+    "auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "gaudi_fused_sdpa"
+]
 
 
 @dataclass(kw_only=True)

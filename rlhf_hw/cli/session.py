@@ -68,16 +68,18 @@ class Session:
         backend = resolve(
             run.hardware.device, run.hardware.hpu_settings(run.given, bool(said.get("torch_compile")))
         )
-        refuse(backend, said)
+        hardware = run.hardware.training_arguments(run.given)
+        refuse(backend, {**said, **hardware})
         precision = backend.precision(said.get("bf16"), said.get("fp16"))
         accepted = accepted_fields(backend.training_arguments_class)
         kwargs, notes = training_kwargs(run.training, accepted)
         os.environ.update(training_environment(run.training, accepted))
-        hardware = run.hardware.training_arguments(run.given)
         kwargs |= {name: value for name, value in hardware.items() if name in accepted}
         idle = sorted(set(hardware) - accepted)
         kwargs = backend.training_argument_defaults() | kwargs
         kwargs |= {"bf16": precision.autocast == "bf16", "fp16": precision.autocast == "fp16"}
+        if "attn_implementation" in accepted and run.model.attn_implementation != "auto":
+            kwargs["attn_implementation"] = run.model.attn_implementation
         kwargs.setdefault("ddp_find_unused_parameters", False)
         kwargs.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
         kwargs |= backend.training_argument_overrides() | (training or {})
@@ -360,7 +362,7 @@ def _training_arguments(backend: Backend, kwargs: dict[str, Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             return backend.training_arguments_class(**kwargs)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AssertionError) as error:
         raise UserError(f"training flags: {str(error).splitlines()[0]}") from error
     except ImportError as error:
         raise BackendError(f"training flags: {str(error).splitlines()[0]}") from error
