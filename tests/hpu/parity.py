@@ -1,4 +1,9 @@
-"""Starts `parity_runs.py` for each device of this environment and works out how far their runs lie from the CPU's."""
+"""Starts `parity_runs.py` for each device of this environment and works out how far their runs lie from the CPU's.
+
+    PYTHONPATH=.:tests python tests/hpu/parity.py WORK
+
+prints all of it as one line of JSON, for benchmarks/parity.py.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
@@ -17,7 +23,9 @@ import tiny_materials
 import torch
 from parity_runs import MODELS, STAGES
 
-HERE = Path(__file__).parent
+from backends.hpu import HPUBackend
+
+HERE = Path(__file__).resolve().parent
 OPTIMUM = find_spec("optimum") is not None and find_spec("optimum.habana") is not None
 #: The mode in which everything is run; the others run less.
 MAIN = "hpu-optimum-lazy" if OPTIMUM else "hpu-native-eager"
@@ -109,3 +117,47 @@ def difference(expected: dict[str, Any], found: dict[str, Any], steps: int | Non
         largest.append(max(apart))
         first.append(apart[0])
     return Difference(*largest, *first)
+
+
+def measured(work: Path) -> dict[str, Any]:
+    """The differences that docs/parity.md shows, of what `run_all` left in `work`.
+
+    `rows`: [device, stage, variant, loss, gradient norm, answers alike and their number (PPO)].
+    """
+    rows: list[list[Any]] = []
+    for device, cases in cases_by_device().items():
+        for case in cases:
+            stage, variant = case.split("-")
+            if device == "cpu" or case in ON_ONE_DEVICE:
+                continue
+            reference = case.replace("fused", "adamw")
+            expected, found = result(work, "cpu", reference), result(work, device, case)
+            apart, alike = difference(expected, found), None
+            if stage == "ppo":
+                pairs = list(zip(found["answers"], expected["answers"], strict=True))
+                alike = [sum(a == b for a, b in pairs), len(pairs)]
+            rows.append([device, stage, variant, apart.loss, apart.gradient_norm, alike])
+    for case in ACCUMULATED:
+        apart = difference(result(work, MAIN, case), result(work, f"{MAIN}-2", case))
+        rows.append(
+            [f"{MAIN}, two devices against one", *case.split("-"), apart.loss, apart.gradient_norm, None]
+        )
+    packages = ["torch", "transformers", "accelerate", *(["optimum-habana"] if OPTIMUM else [])]
+    return {
+        "versions": {name: version(name) for name in packages},
+        "emulated": HPUBackend.emulated(),
+        "to the bit": all(same_to_the_bit(work, case) for case in ON_ONE_DEVICE),
+        "rows": rows,
+    }
+
+
+def same_to_the_bit(work: Path, case: str) -> bool:
+    """Whether a resumed run, or one that recomputes activations, took the plain run's steps to the same weights."""
+    plain, other = result(work, MAIN, f"{case.split('-')[0]}-full"), result(work, MAIN, case)
+    steps = other["steps"]
+    return bool(plain["steps"][-len(steps) :] == steps and plain["digest"] == other["digest"])
+
+
+if __name__ == "__main__":
+    run_all(Path(sys.argv[1]))
+    print(json.dumps(measured(Path(sys.argv[1]))))

@@ -181,7 +181,7 @@ def run(case: str, work: Path, device: str) -> None:
     weights = found.pop("weights")
     found["digest"] = digest(weights)
     samples = directory / case / "samples.jsonl"
-    if samples.exists():
+    if stage == "ppo":
         found["answers"] = [json.loads(line)["response"] for line in samples.read_text().splitlines()]
     torch.save(weights, directory / f"{case}.pt")
     (directory / f"{case}.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -209,12 +209,14 @@ def main() -> int:
     import torch
 
     import rlhf_hw.cli.entry as entry
+    import rlhf_hw.cli.ppo as ppo
     import rlhf_hw.report.report as report
 
     gc.freeze()  # each run ends with a collection, which need not look through every imported module
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = Path(work) / "cache" / name_of(device)
     report.draw_plots = lambda rows, directory, name: []  # four fifths of the time of runs as short as these
+    ppo.SAMPLES_KEPT = sys.maxsize  # every answer, to be compared
     leave, entry.leave_process_group = entry.leave_process_group, lambda: None  # one group serves all cases
     for case in cases:
         run(case, Path(work), device)

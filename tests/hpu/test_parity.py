@@ -103,6 +103,7 @@ def test_ppo_in_bf16_trains_though_it_draws_other_tokens(work: Path, device: str
 @pytest.mark.parametrize("device", [MAIN, *OTHERS])
 def test_the_answers_are_the_cpus_to_the_token(work: Path, device: str, case: str) -> None:
     answers = result(work, device, case)["answers"]
+    assert len(answers) == 40
     assert answers == result(work, "cpu", case)["answers"]
     assert len(set(answers)) > len(answers) / 2
 
