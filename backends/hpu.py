@@ -50,7 +50,6 @@ class HPUSettings:
     lazy_mode: bool | None = None
     torch_compile: bool = False
     gaudi_config_name: str | None = None
-    graphs_for_inference: bool = False
 
 
 class HPUBackend(Backend):
@@ -178,6 +177,7 @@ class HPUBackend(Backend):
         return {
             "fp16": "a Gaudi has no fp16 training; use --bf16, its own format",
             "tf32": "tf32 is a format of NVIDIA's tensor cores, which a Gaudi has not; leave it out",
+            "use_hpu_graphs": _NO_GRAPHS,
             "use_hpu_graphs_for_inference": _NO_GRAPHS,
             "use_hpu_graphs_for_training": _NO_GRAPHS,
         }

@@ -31,12 +31,15 @@ class HardwareArguments:
         default=True, help=_HPU + "collect operations into graphs instead of running each at once."
     )
     gaudi_config_name: str | None = HfArg(default=None, help=_HPU + "a Gaudi configuration, by name or path.")
-    use_hpu_graphs: bool = HfArg(default=False, help=_HPU + "older name of --use_hpu_graphs_for_inference.")
+    use_hpu_graphs: bool = HfArg(
+        default=False, help=_HPU + "older name of --use_hpu_graphs_for_inference; refused as that is."
+    )
     use_hpu_graphs_for_inference: bool = HfArg(
-        default=False, help=_HPU + "record forward passes without gradients as HPU graphs."
+        default=False,
+        help=_HPU + "HPU graphs for passes without gradients: not supported, refused with the reason.",
     )
     use_hpu_graphs_for_training: bool = HfArg(
-        default=False, help=_HPU + "record training passes as HPU graphs."
+        default=False, help=_HPU + "HPU graphs for training: not supported, refused with the reason."
     )
     max_hpu_graphs: int | None = HfArg(default=None, help=_HPU + "keep at most so many graphs.")
     disable_tensor_cache_hpu_graphs: bool = HfArg(
@@ -100,7 +103,6 @@ class HardwareArguments:
             lazy_mode=self.use_lazy_mode if "use_lazy_mode" in given else None,
             torch_compile=torch_compile,
             gaudi_config_name=self.gaudi_config_name,
-            graphs_for_inference=self.use_hpu_graphs_for_inference or self.use_hpu_graphs,
         )
 
     def training_arguments(self, given: frozenset[str]) -> dict[str, Any]:

@@ -137,6 +137,12 @@ def test_bf16_is_the_default_and_fp16_is_refused() -> None:
     assert "NVIDIA" in backend.refused_training_arguments()["tf32"]
 
 
+def test_every_spelling_of_hpu_graphs_is_refused_with_the_reason() -> None:
+    refused = HPUBackend().refused_training_arguments()
+    for name in ("use_hpu_graphs", "use_hpu_graphs_for_inference", "use_hpu_graphs_for_training"):
+        assert "repeats no Python" in refused[name]
+
+
 # --- shapes ----------------------------------------------------------------------------------------------------
 
 
