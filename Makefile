@@ -72,8 +72,9 @@ $(HPU)/.ready: requirements-hpu.txt pyproject.toml
 	$(HPU)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-%/.ready-dev: %/.ready requirements-dev.txt
+%/.ready-dev: %/.ready requirements-dev.txt requirements-deepspeed.txt
 	$*/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$*/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -r requirements-deepspeed.txt
 	touch $@
 
 # Compiled once, against the torch that both environments have.
