@@ -68,11 +68,16 @@ class Rollout:
 
     def response_ids(self) -> list[list[int]]:
         """Token ids of each answer."""
-        return [row[mask].tolist() for row, mask in zip(self.input_ids, self.response_mask, strict=True)]
+        return rows_where(self.input_ids, self.response_mask)
 
     def texts(self, tokenizer: Any) -> list[str]:
         """The answers as text, special tokens left out."""
         return tokenizer.batch_decode(self.response_ids(), skip_special_tokens=True)
+
+
+def rows_where(ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
+    """The ids [B, T] of each row at which `mask` [B, T] is true: chosen on the host, since their number varies."""
+    return [row[kept].tolist() for row, kept in zip(ids.cpu(), mask.bool().cpu(), strict=True)]
 
 
 class RolloutEngine(Protocol):

@@ -34,7 +34,8 @@ def sample_tokens(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     # parallel sums of a GPU may step back by a rounding error: the running maximum keeps the search sound
     cumulative = torch.softmax(logits.float(), dim=-1).cumsum(dim=-1).cummax(dim=-1).values
     # the last entry is 1 but for rounding: scaling by it keeps the draw inside the distribution's support
-    tokens = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True).squeeze(1)
+    # what searchsorted would find; a Gaudi may run that on its host, at every token
+    tokens = (cumulative <= (uniform * cumulative[:, -1])[:, None]).sum(dim=-1)
     return tokens.clamp(max=logits.shape[-1] - 1)
 
 

@@ -16,7 +16,7 @@ from rlhf_hw.data.collate import pad_rows
 from rlhf_hw.data.tokenize import answered
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.reward_model import RewardModel
-from rlhf_hw.rollout.engine import Rollout
+from rlhf_hw.rollout.engine import Rollout, rows_where
 
 
 class Scorer(Protocol):
@@ -70,8 +70,7 @@ class RewardModelScorer:
 
     def _sequences(self, rollout: Rollout, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
         if self.reward_tokenizer is None:
-            kept = rollout.attention_mask.bool()
-            return [ids[mask].tolist() for ids, mask in zip(rollout.input_ids, kept, strict=True)]
+            return rows_where(rollout.input_ids, rollout.attention_mask)
         texts = rollout.texts(self.policy_tokenizer)
         return answered(rows, texts, rollout.ended.tolist(), self.reward_tokenizer)
 

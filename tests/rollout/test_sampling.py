@@ -55,3 +55,17 @@ def test_mixed_seeds_fit_a_generator_and_differ() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert mix_seed(1, 2) != mix_seed(2, 1)
     torch.Generator().manual_seed(max(seeds))
+
+
+def test_the_token_is_the_one_that_searchsorted_finds() -> None:
+    """Bit for bit, also where cumulative sums repeat and where a number is one of them."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(500, 97, generator=generator) * 6
+    logits[:, 30:40] = float("-inf")
+    cumulative = logits.softmax(-1).cumsum(-1).cummax(-1).values
+    drawn = torch.rand(500, generator=generator)
+    on_a_step = cumulative.gather(1, torch.randint(97, (500, 1), generator=generator))[:, 0]
+    for uniform in (drawn, on_a_step):
+        bound = (uniform * cumulative[:, -1])[:, None]
+        found = torch.searchsorted(cumulative, bound, right=True).squeeze(1).clamp(max=96)
+        assert torch.equal(sample_tokens(logits, uniform), found)
