@@ -21,8 +21,9 @@ from launchers.hosts import DEFAULT_PORT, free_port
 from launchers.installed import has_package
 from launchers.machine import output_of
 from launchers.records import Job, LaunchPlan
+from launchers.shown_commands import QUOTED, redact_argv
 
-#: Passed on by their values, which stand in the command: nothing that may be a secret.
+#: Passed on by their values, which stand in the command: nothing that may be a secret, by its name or its looks.
 _SECRET = re.compile(r"(^|_)(TOKEN|\w*KEY|SECRET|PASS\w*|CREDENTIALS?)(_|$)", re.IGNORECASE)
 #: Where every machine has its own, or DeepSpeed sees to it.
 _OWN = ("PATH", "LD_LIBRARY_PATH", "PYTHON", "NCCL_", "CUDA_VISIBLE_DEVICES")
@@ -62,7 +63,7 @@ def plan(job: Job) -> LaunchPlan:
             command += ["--env", f"{name}={value}"]
         encoded = [urllib.parse.quote(word, safe=_PLAIN) for word in target]
         if encoded != target:
-            target = ["--quoted", *encoded]
+            target = [QUOTED, *encoded]
     where = f" on {len(job.processes)} machines" if several else ""
     return LaunchPlan(
         [*command, *target],
@@ -107,10 +108,11 @@ def _on_several(job: Job) -> list[str]:
 
 def _passed_on(environ: Mapping[str, str]) -> dict[str, str]:
     """Variables for the ranks on other machines, as `mpi.FORWARDED`, less secrets and what cannot be written plainly."""
-    return {
-        name: environ[name]
-        for name in mpi.forwarded_names(environ)
-        if not name.startswith(_OWN)
-        and not _SECRET.search(name)
-        and urllib.parse.quote(environ[name], safe=_PLAIN) == environ[name]
-    }
+    passed = {}
+    for name in mpi.forwarded_names(environ):
+        value = environ[name]
+        word = f"{name}={value}"
+        secret = _SECRET.search(name) or redact_argv([word]) != [word]
+        if not name.startswith(_OWN) and not secret and urllib.parse.quote(value, safe=_PLAIN) == value:
+            passed[name] = value
+    return passed

@@ -8,7 +8,6 @@ the training process ends too; and once another rank has failed, one that is tol
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -167,7 +166,9 @@ def command_of(arguments: Sequence[str]) -> list[str]:
             raise LaunchError("rank.py --env: give NAME=VALUE")
         os.environ[name] = value
     if not words or (words[0] == "-m" and len(words) < 2) or (words[0].startswith("-") and words[0] != "-m"):
-        raise LaunchError(f"rank.py: give SCRIPT.py … or -m MODULE …, found {shlex.join(words) or 'nothing'}")
+        raise LaunchError(
+            f"rank.py: give SCRIPT.py … or -m MODULE …, found {words[0] if words else 'nothing'}"
+        )
     return [sys.executable, "-u", *words]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launchers.secret_arguments import shell_command
+from launchers.shown_commands import shell_command
 
 if TYPE_CHECKING:
     from launchers.hosts import Host, Machines
@@ -94,6 +94,6 @@ class LaunchPlan:
     end_signal: int | None = None
 
     def shell(self) -> str:
-        """The plan as one line to paste into a POSIX shell; each secret has become a variable for the user to set."""
+        """The plan as one line to paste into a POSIX shell, without secrets: see `launchers.shown_commands`."""
         assignments = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*assignments, shell_command(self.command)])

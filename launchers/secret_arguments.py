@@ -1,14 +1,11 @@
-"""Secrets on a command line: known by the name of the flag or variable that they follow.
-
-A launcher shows the command it runs, and that command carries what the user typed. `rlhf_hw.secrets` goes on from here:
-it knows a secret by its value, too, wherever that turns up.
-"""
+"""Secrets on a command line: known by the name of the flag, variable or JSON key that they follow."""
 
 from __future__ import annotations
 
+import json
 import re
-import shlex
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 REDACTED = "<redacted>"
 
@@ -29,30 +26,22 @@ _NOT_A_SECRET = frozenset(
 )
 # `--push_to_hub` is a switch of its own, although it begins like `--push_to_hub_token`.
 _NOT_AN_ABBREVIATION = frozenset({"push_to_hub"})
+#: A pair of what is nearly JSON: Python's quotes, YAML's none, a bracket too few.
+_PAIR = re.compile(
+    r"""([A-Za-z_][\w.-]*)["']?\s*[:=]\s*("(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\s,}\]"']+)"""
+)
+_BRACKET = re.compile(r"(?:[^={\[]*=)?(?=[{\[])")  # of a value, or of the one in `--flag=value`
 _SHORTEST_ABBREVIATION = 4  # `--hf_a`; shorter ones are ambiguous, and argparse refuses them
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a flag, key or variable of this name holds a secret: `--hub-token`, `apiKey`, `HF_TOKEN`."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.lstrip("-")).replace("-", "_").lower()
+    """Whether a flag, key or variable of this name holds a secret: `--hub-token`, `apiKey`, `HF_TOKEN`, `hub.token`."""
+    words = (
+        re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.lstrip("-").rpartition(".")[2]).replace("-", "_").lower()
+    )
     if _VOCABULARY_NAME.match(words):
         return False
     return words in SECRET_FLAGS or _SECRET_NAME.search(words) is not None
-
-
-def shell_command(argv: Sequence[str]) -> str:
-    """A line to paste into a shell: each secret has become a variable named after its flag (`"$HF_ACCESS_TOKEN"`)."""
-    words = [shlex.quote(word) for word in argv]
-    for index, word in secrets_as_variables(argv):
-        words[index] = word
-    return " ".join(words)
-
-
-def secrets_as_variables(argv: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """(index, the argument for a shell with a variable in the secret's place) for each secret on the command line."""
-    for index, prefix, _ in secret_arguments(argv):
-        name = (prefix or argv[index - 1]).strip("-=").replace("-", "_").upper()
-        yield index, f'{prefix}"${name}"'
 
 
 def is_secret_value(value: object) -> bool:
@@ -82,7 +71,40 @@ def secret_arguments(argv: Sequence[str]) -> Iterator[tuple[int, str, str]]:
             continue
         name, equals, value = argument.partition("=")
         is_flag = name.startswith("-")
-        names_a_secret = _is_secret_flag(name) if is_flag else name.isidentifier() and is_secret_name(name)
+        is_variable = name.replace(".", "_").isidentifier()
+        names_a_secret = _is_secret_flag(name) if is_flag else is_variable and is_secret_name(name)
         if equals and names_a_secret and is_secret_value(value):
             yield index, name + "=", value
         expects_secret = is_flag and not equals and names_a_secret
+
+
+def json_arguments(argv: Sequence[str]) -> Iterator[tuple[int, str, Any]]:
+    """(index, what precedes it, the value) for each argument that is a JSON object or list: `--accelerator_config '{…}'`."""
+    for index, prefix, text in _bracketed(argv):
+        value = _parsed(text)
+        if value is not None:
+            yield index, prefix, value
+
+
+def misspelt_secrets(argv: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """(index, the secret) for each secret in an argument that is meant as JSON and is none: `{'hub_token': 'x'}`."""
+    for index, _, text in _bracketed(argv):
+        if _parsed(text) is None:
+            for name, value in _PAIR.findall(text):
+                value = value.strip("\"'")
+                if is_secret_name(name) and is_secret_value(value):
+                    yield index, value
+
+
+def _bracketed(argv: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    for index, argument in enumerate(argv):
+        begin = _BRACKET.match(argument)
+        if begin is not None:
+            yield index, argument[: begin.end()], argument[begin.end() :]
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

@@ -77,6 +77,7 @@ def test_command_for_several_machines(installed, tmp_path):
         "HF_HOME": "/data/hf",
         "HF_TOKEN": "secret",
         "WANDB_API_KEY": "secret",
+        "HF_ENDPOINT": "https://me:pw@mirror",
         "TOKENIZERS_PARALLELISM": "false",
         "NCCL_DEBUG": "INFO",  # DeepSpeed's own business
     }
