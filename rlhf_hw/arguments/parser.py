@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import sys
 import types
@@ -13,6 +14,7 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
 from transformers import HfArgumentParser
 
 from rlhf_hw.arguments import config_file
+from rlhf_hw.arguments.defaults import Defaults, said
 from rlhf_hw.arguments.options import (
     StageHelp,
     Store,
@@ -23,6 +25,7 @@ from rlhf_hw.arguments.options import (
     parse_json_or_path,
     parse_number,
 )
+from rlhf_hw.arguments.presets import PRESETS
 from rlhf_hw.arguments.training import TrainingFlags
 from rlhf_hw.errors import UserError
 from rlhf_hw.secrets import is_secret_name
@@ -34,11 +37,15 @@ _COMMAND_LINE = "command line"
 
 @dataclass(frozen=True)
 class Parsed:
-    """What was parsed: an instance a group, the names of the settings given (file or command line), the dry run."""
+    """What was parsed: an instance a group, the names of the settings given (file or command line), the dry run.
+
+    `opening`: lines to show before all others, on what the settings were read as.
+    """
 
     groups: tuple[Any, ...]
     given: frozenset[str]
     dry_run: bool
+    opening: tuple[str, ...] = ()
 
     def __getitem__(self, group: type[T]) -> T:
         """The instance of `group`, or of the stage's variant of it."""
@@ -63,10 +70,12 @@ class StageParser(HfArgumentParser):
         elsewhere: dict[str, str] | None = None,
     ) -> None:
         """`elsewhere`: flags that other commands have and this one has not, with what to use here."""
+        self._command = command
         self._elsewhere = elsewhere or {}
         self._origin = _COMMAND_LINE
         self._spellings: dict[str, tuple[str, Any]] = {}
         self._given: set[str] = set()
+        self._lowered: set[str] = set()
         super().__init__(
             list(groups),
             prog=f"rlhf-hw {command}",
@@ -87,6 +96,14 @@ class StageParser(HfArgumentParser):
             help="Settings from a YAML or JSON file (flag: value, groups allowed); the command line beats it. The "
             "file may also be the first word of the command line.",
         )
+        presets = [name for name, commands in PRESETS.items() if command in commands]
+        if presets:
+            general.add_argument(
+                "--preset",
+                metavar="NAME",
+                help="The settings of a known system in place of this command's defaults; a file and the command line "
+                f"beat them. One of: {', '.join(presets)}.",
+            )
         general.add_argument(
             "--dry_run",
             "--dry-run",
@@ -122,8 +139,12 @@ class StageParser(HfArgumentParser):
         namespace = argparse.Namespace()
         try:
             path, argv = _take_config(argv)
+            settings = [] if path is None else config_file.read_settings(path, self._takes_mapping)
+            layers = self._layers(said("preset", argv, settings))
+            for layer in layers:
+                self._lower(layer, namespace)
             if path is not None:
-                self._read_file(path, namespace)
+                self._read_file(path, settings, namespace)
             self._read(argv, namespace, _COMMAND_LINE)
         except UserError as problem:
             self.error(str(problem))
@@ -137,9 +158,10 @@ class StageParser(HfArgumentParser):
             fields = [field.name for field in dataclasses.fields(dtype) if field.init]
             group = dtype(**{name: getattr(namespace, name) for name in fields})
             if isinstance(group, TrainingFlags):
-                group.given = given.intersection(fields)
+                group.given = (given | self._lowered).intersection(fields)
             groups.append(group)
-        return Parsed(tuple(groups), given, namespace.dry_run)
+        opening = tuple(line for layer in layers for line in layer.lines)
+        return Parsed(tuple(groups), given, namespace.dry_run, opening)
 
     def checked(self, run: T, check: Callable[[T], None]) -> T:
         """`run`, if `check` finds no fault in it; else the process ends with one line and exit status 2."""
@@ -166,6 +188,25 @@ class StageParser(HfArgumentParser):
         self._spellings[dest] = (spelling, value)
         self._given.add(dest)
 
+    def _layers(self, preset: str | None) -> list[Defaults]:
+        """The defaults that take the place of the groups' own, the lowest first."""
+        if preset is None:
+            return []
+        known = [name for name, commands in PRESETS.items() if self._command in commands]
+        if preset not in known:
+            raise UserError(f"--preset: got {preset!r}, expected one of {', '.join(known)}")
+        line = f"preset {preset}: its settings stand where no flag and no file says otherwise"
+        return [Defaults(f"--preset {preset}", PRESETS[preset][self._command], (line,))]
+
+    def _lower(self, layer: Defaults, namespace: argparse.Namespace) -> None:
+        """Put `layer` below whatever is read afterwards."""
+        unknown = sorted(layer.settings.keys() - {action.dest for action in self._actions})
+        if unknown:
+            raise ValueError(f"{layer.origin}: {self.prog} has no settings {unknown}")
+        for name, value in layer.settings.items():
+            setattr(namespace, name, copy.copy(value))
+        self._lowered |= layer.settings.keys()
+
     def _read(self, argv: list[str], namespace: argparse.Namespace, origin: str) -> None:
         self._origin, self._spellings = origin, {}
         try:
@@ -175,10 +216,12 @@ class StageParser(HfArgumentParser):
         if rest:
             raise UserError(self._unknown(rest))
 
-    def _read_file(self, path: str, namespace: argparse.Namespace) -> None:
+    def _read_file(
+        self, path: str, settings: Sequence[tuple[str, Any]], namespace: argparse.Namespace
+    ) -> None:
         argv: list[str] = []
         nulls: list[argparse.Action] = []
-        for key, value in config_file.read_settings(path, self._takes_mapping):
+        for key, value in settings:
             action = self._options.get(f"--{key}")
             if action is None or key in ("config", "help"):
                 known = (name[2:] for name in self._options)

@@ -22,6 +22,7 @@ class Run:
     """The settings of one stage, checked as far as they can be without a device and a model.
 
     `given`: names of the settings the user gave. `notes`: lines to show, on flags that do not act as given.
+    `opening`: lines to show before all others, on what the settings were read as.
     """
 
     model: ModelArguments
@@ -33,6 +34,7 @@ class Run:
     dry_run: bool
     given: frozenset[str]
     notes: tuple[str, ...] = ()
+    opening: tuple[str, ...] = ()
 
     def config_dict(self) -> dict[str, dict[str, Any]]:
         """The settings as plain nested mappings, without credentials. As a file after `--config` they give this run
@@ -78,4 +80,5 @@ def assemble(
         dry_run=parsed.dry_run,
         given=parsed.given,
         notes=tuple(notes),
+        opening=parsed.opening,
     )

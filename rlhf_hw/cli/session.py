@@ -91,6 +91,8 @@ class Session:
         asked = run.model.attn_implementation
         attention = chosen.value if asked == "auto" else asked
         session = cls(command, run, words, vault, backend, precision, args, attention)
+        for line in run.opening:
+            session.say(line)
         session.say(f"device: {backend.name} ({backend.available().reason}), {args.world_size} process(es)")
         session.say(f"precision: {precision.reason}")
         session.say(f"attention: {attention} ({chosen.reason if asked == 'auto' else 'as asked'})")
