@@ -15,6 +15,7 @@ COMMANDS = {
     "ppo": "reinforcement learning with PPO against a reward model or function",
     "merge": "merge an adapter into its base model",
     "chat": "talk to a model on the terminal",
+    "infer": "answer a file of instructions with a model",
     "data": "look at a data set as the stages see it",
     "report": "draw a run's report again, or compare runs",
     "launch": "start a stage on all of this machine's accelerators, or on several machines",
@@ -26,7 +27,7 @@ def usage() -> str:
     """The overview that `rlhf-hw --help` prints."""
     lines = [f"rlhf-hw {rlhf_hw.__version__}: SFT, reward modelling and PPO on the hardware you have", ""]
     lines += ["usage: rlhf-hw COMMAND [flags]     rlhf-hw COMMAND --help for its flags", ""]
-    lines += [f"  {name:8} {text}" for name, text in COMMANDS.items()]
+    lines += [f"  {name:10} {text}" for name, text in COMMANDS.items()]
     return "\n".join(lines)
 
 

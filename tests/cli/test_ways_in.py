@@ -28,6 +28,7 @@ DOORS = {
     "rl_training.py": "rlhf-hw ppo",
     "merge_peft_adapter.py": "rlhf-hw merge",
     "chat.py": "rlhf-hw chat",
+    "run_inference.py": "rlhf-hw infer",
 }
 
 

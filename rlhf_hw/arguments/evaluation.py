@@ -1,0 +1,158 @@
+"""The flags of the evaluation tools (`run_inference.py`, `run_eval.py`, `prompt_eval.py`, `rw_eval.py`, perplexity)."""
+
+# ruff: noqa: RUF009 - HfArg returns a dataclasses.field
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from transformers.hf_argparser import HfArg
+
+from rlhf_hw.arguments.checks import at_least
+from rlhf_hw.arguments.model import Dtype, HubAccess
+from rlhf_hw.arguments.parser import StageParser
+from rlhf_hw.errors import UserError
+
+T = TypeVar("T", bound="AskingArguments")
+
+
+@dataclass(kw_only=True)
+class AskingArguments(HubAccess):
+    """Where a model is asked, and how it is loaded."""
+
+    device: Literal["auto", "cpu", "cuda", "hpu", "habana"] = HfArg(
+        default="auto", help="Where to run. auto: an accelerator if there is one. habana means hpu."
+    )
+    torch_dtype: Dtype = HfArg(
+        default="auto",
+        aliases=["--dtype"],
+        help="Precision of the weights. auto: what the hardware does best.",
+    )
+    cache_dir: str | None = HfArg(default=None, help="Directory for downloaded models.")
+
+
+@dataclass(frozen=True)
+class Tool(Generic[T]):
+    """The settings of one evaluation tool. `given`: the names of those that the user gave."""
+
+    settings: T
+    given: frozenset[str]
+    dry_run: bool
+
+
+@dataclass(kw_only=True)
+class InferArguments(AskingArguments):
+    """Which model answers what, and where the answers go."""
+
+    _argument_group_name = "Inference"
+
+    model_name_or_path: str = HfArg(
+        help="The model: a hub name or directory, of a whole model or of a PEFT adapter; with --lora also a file of LoRA "
+        "weights (pytorch_model.bin). Required."
+    )
+    input_path: str = HfArg(
+        help="Instructions: a json, jsonl, csv or parquet file with instruction (and input), or prompt. Its output, "
+        "where it has one, is kept as the reference answer. Required."
+    )
+    output_path: str = HfArg(help="The JSON file for the answers. Required.")
+    base_model_path: str | None = HfArg(
+        default=None,
+        help="The base model of LoRA weights, and where the tokenizer comes from. Not said: what the adapter names.",
+    )
+    lora: bool = HfArg(
+        default=False, help="--model_name_or_path is LoRA weights: a PEFT directory or a .bin file."
+    )
+    lora_r: int | None = HfArg(
+        default=None, help="Rank of the LoRA weights in a .bin file. Not said: read off the file."
+    )
+    lora_alpha: float = HfArg(
+        default=64, help="Alpha of the LoRA weights in a .bin file; an adapter names its own."
+    )
+    load_in_8bit: bool = HfArg(default=False, help="Hold the weights in 8 bits (bitsandbytes; CUDA only).")
+    bsz: int = HfArg(default=8, aliases=["--batch_size"], help="Instructions answered at a time.")
+    model_max_length: int = HfArg(
+        default=512,
+        help="Longest prompt in tokens, whose end is kept; and the longest answer, where that is not said.",
+    )
+    max_new_tokens: int | None = HfArg(
+        default=None,
+        help="Longest answer in tokens. Not said: --model_max_length, or what the model's context leaves.",
+    )
+    temperature: float = HfArg(default=0.0, help="0 is greedy, as the original's decoding was.")
+    top_p: float = HfArg(
+        default=1.0, help="Sample from the likeliest tokens that hold this much probability."
+    )
+    top_k: int = HfArg(default=0, help="Sample from the k likeliest tokens; 0: from all.")
+    no_repeat_ngram_size: int = HfArg(
+        default=0, help="No run of so many tokens twice in a text; 0: as it comes."
+    )
+    chat: bool = HfArg(
+        default=False,
+        help="Put instructions as chat messages (the model's template) instead of Alpaca's text.",
+    )
+    generator: str | None = HfArg(
+        default=None, help="Name of the model in the output. Not said: the path's last part."
+    )
+    max_samples: int | None = HfArg(default=None, help="Answer only so many, the first.")
+    seed: int = HfArg(default=0, help="Of sampling.")
+    overwrite: bool = HfArg(
+        default=False, help="Start afresh. Else a killed run goes on, and a whole output is refused."
+    )
+
+
+def parse_tool(
+    command: str,
+    settings: type[T],
+    argv: Sequence[str] | None,
+    check: Callable[[T], None],
+    *,
+    description: str,
+    example: str,
+) -> Tool[T]:
+    """The settings on the command line. Bad input ends the process: one line, exit status 2."""
+    parser = StageParser(command, [settings], description=description, example=example)
+    parsed = parser.parse(argv)
+    tool = Tool(parsed[settings], parsed.given, parsed.dry_run)
+    return parser.checked(tool, lambda tool: check(tool.settings))
+
+
+def parse_infer(argv: Sequence[str] | None = None) -> Tool[InferArguments]:
+    """The settings of `rlhf-hw infer`."""
+    return parse_tool(
+        "infer",
+        InferArguments,
+        argv,
+        check_infer,
+        description="Answer a file of instructions with a model. A killed run, started again, goes on where it was.",
+        example="rlhf-hw infer --model_name_or_path runs/aligned --input_path eval.json --output_path answers.json",
+    )
+
+
+def check_infer(infer: InferArguments) -> None:
+    """Contradictions among the flags of infer."""
+    at_least(1, infer, "bsz", "model_max_length", "max_new_tokens", "max_samples", "lora_r")
+    check_sampling(infer)
+    if infer.lora_alpha <= 0:
+        raise UserError(f"--lora_alpha: got {infer.lora_alpha}, expected a number above 0")
+    if infer.model_name_or_path.endswith(".bin"):
+        if not infer.lora:
+            raise UserError(
+                f"--model_name_or_path: {infer.model_name_or_path} is a file; give --lora if it is LoRA weights"
+            )
+        if infer.base_model_path is None:
+            raise UserError(
+                "--base_model_path: required, but not given: a .bin file does not name its base model"
+            )
+        if infer.load_in_8bit:
+            raise UserError(
+                "--load_in_8bit: a .bin file of LoRA weights is merged into its base, which 8-bit weights cannot take; leave "
+                "it out, or name a PEFT directory"
+            )
+
+
+def check_sampling(group: Any) -> None:
+    """Numbers of sampling that mean something."""
+    at_least(0, group, "temperature", "top_k", "no_repeat_ngram_size")
+    if not 0 < group.top_p <= 1:
+        raise UserError(f"--top_p: got {group.top_p}, expected a number above 0 and at most 1")

@@ -1,0 +1,1 @@
+"""Asking trained models: answers, comparisons, judges, scores, perplexity. Nothing here trains."""
