@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset, Features, Value
-from datasets.exceptions import DatasetGenerationError
 
+from rlhf_hw.data.cached import cached_rows
 from rlhf_hw.data.example import CANONICAL_FEATURES, Example, Message, Purpose, to_row
 from rlhf_hw.data.fingerprint import fingerprint_of_code, fingerprint_of_values
 from rlhf_hw.data.formats import Format, MalformedRow, detect, format_named
@@ -38,19 +38,17 @@ def convert_rows(
     fingerprint = fingerprint_of_values(
         rows.fingerprint, row_format.name, purpose, task, fingerprint_of_code()
     )
-    try:
-        everything = Dataset.from_generator(
-            _judged_rows,
-            features=Features({**CANONICAL_FEATURES, **_VERDICT_FEATURES}),
-            cache_dir=cache_dir,
-            keep_in_memory=keep_in_memory,
-            gen_kwargs={"rows": rows, "row_format": row_format, "purpose": purpose, "task": task},
-            fingerprint=fingerprint,
-        )
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
+    everything = cached_rows(
+        _judged_rows,
+        Features({**CANONICAL_FEATURES, **_VERDICT_FEATURES}),
+        fingerprint,
+        cache_dir=cache_dir,
+        keep_in_memory=keep_in_memory,
+        rows=rows,
+        row_format=row_format,
+        purpose=purpose,
+        task=task,
+    )
     malformed, dropped = list(everything["malformed"]), list(everything["dropped"])
     report = FileReport(
         rows.label, row_format.name, len(everything), count_rows(malformed), count_rows(dropped)

@@ -98,6 +98,12 @@ def load_splits(source: DataSource, purpose: Purpose) -> Splits:
     return Splits(train, validation, DataReport(files, origin, len(train), validation_count))
 
 
+def open_train_rows(source: DataSource) -> RowSource:
+    """The raw rows of the train split, as they come, in no format."""
+    _check(source)
+    return _open(source)[0]
+
+
 def _check(source: DataSource) -> None:
     if (source.dataset_name is None) == (source.train_file is None):
         found = "neither" if source.dataset_name is None else "both"
