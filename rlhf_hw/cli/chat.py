@@ -6,6 +6,7 @@ import argparse
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,13 @@ from backends import resolve
 from rlhf_hw.cli.entry import command
 from rlhf_hw.data.example import Message
 from rlhf_hw.data.template import prompt_text
-from rlhf_hw.models.load import LoadOptions, check_model_path, load_policy, load_tokenizer
+from rlhf_hw.models.load import (
+    LoadOptions,
+    check_model_path,
+    check_tokenizer_path,
+    load_policy,
+    load_tokenizer,
+)
 
 HELP = "Type a message and Enter. /clear forgets the conversation, /quit (or Ctrl-D) leaves."
 
@@ -24,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Load the model and talk until the user leaves."""
     arguments = build_parser().parse_args(argv)
     check_model_path(arguments.path, "--path")
+    if arguments.tokenizer_name is not None:
+        check_tokenizer_path(arguments.tokenizer_name, "--tokenizer_name")
     backend = resolve(arguments.device)
     precision = backend.precision(None, None)
     options = LoadOptions(
@@ -31,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         dtype=precision.frozen_dtype,
         attention=backend.attention_implementation(precision).value,
     )
-    tokenizer = load_tokenizer(arguments.path, options)
+    tokenizer = load_tokenizer(
+        arguments.tokenizer_name or arguments.path,
+        replace(options, flag="--tokenizer_name") if arguments.tokenizer_name else options,
+    )
     model = load_policy(arguments.path, options).eval().to(backend.device)
     torch.manual_seed(arguments.seed)
     print(f"{arguments.path} on {backend.name}. {HELP}")
@@ -58,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--path", required=True, help="the model: a directory (whole, or an adapter) or a hub name"
     )
+    parser.add_argument("--tokenizer_name", help="take the tokenizer from here instead of from the model")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--max_new_tokens", type=int, default=128, help="longest answer (default: 128)")
     parser.add_argument("--temperature", type=float, default=0.95, help="0 is greedy (default: 0.95)")

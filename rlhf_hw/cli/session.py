@@ -25,7 +25,7 @@ from rlhf_hw.arguments.training import accepted_fields, training_environment, tr
 from rlhf_hw.data.sources import DataSource, Purpose, Splits, load_splits
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.adapters import adapter_config, attach_adapter, count_parameters
-from rlhf_hw.models.load import LoadOptions, check_model_path, load_tokenizer
+from rlhf_hw.models.load import LoadOptions, check_model_path, check_tokenizer_path, load_tokenizer
 from rlhf_hw.report.callback import RunDirectoryCallback
 from rlhf_hw.report.progress import StageProgress
 from rlhf_hw.run_directory import RunDirectory
@@ -215,10 +215,11 @@ class Session:
         return replace(options, quantization=config, device_map={"": self.args.device})
 
     def check_models(self, **names: str | None) -> None:
-        """Refuse paths that hold no model, before anything loads."""
+        """Refuse paths that hold no model (`tokenizer_name`: no tokenizer), before anything loads."""
         for flag, name in names.items():
             if name is not None:
-                check_model_path(name, f"--{flag}")
+                check = check_tokenizer_path if flag == "tokenizer_name" else check_model_path
+                check(name, f"--{flag}")
 
     def tokenizer(self, name: str, flag: str) -> Any:
         """The tokenizer of `name`."""

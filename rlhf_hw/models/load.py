@@ -19,6 +19,8 @@ from rlhf_hw.errors import UserError
 from rlhf_hw.models.reward_model import RewardModel
 
 ADAPTER_CONFIG = "adapter_config.json"
+#: What tokenizers are saved as: tokenizer.json, tokenizer.model, tokenizer_config.json; vocab.json or .txt; spiece.model.
+_TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model")
 #: Adapters that can become part of a model's weights.
 MERGEABLE = ("LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "HRA")
 
@@ -81,6 +83,19 @@ def check_model_path(name: str, flag: str) -> None:
                     "merge it with rlhf-hw merge --base_model_name"
                 )
             check_model_path(base, flag)
+    elif _looks_local(name):
+        raise UserError(f"{flag}: there is no directory {name}; check the path")
+
+
+def check_tokenizer_path(name: str, flag: str) -> None:
+    """Raise before anything loads if `name` looks like a local path but holds no tokenizer; a model need not be there."""
+    path = Path(name)
+    if path.is_dir():
+        if not any(next(path.glob(pattern), None) for pattern in _TOKENIZER_FILES):
+            raise UserError(
+                f"{flag}: {name} is a directory without a tokenizer (tokenizer.json, or a vocabulary and "
+                "tokenizer_config.json); name one that its save_pretrained wrote"
+            )
     elif _looks_local(name):
         raise UserError(f"{flag}: there is no directory {name}; check the path")
 
