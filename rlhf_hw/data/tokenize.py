@@ -1,33 +1,22 @@
-"""Canonical examples → token ids, with the loss mask.
-
-Prompt and answer are tokenized apart and joined: a generation in PPO starts from exactly the ids that SFT and
-the reward model saw. A beginning-of-sequence token is written only where the tokenizer writes one of itself, and
-never before a chat template's text, which brings its own. An answer ends with EOS (see `rlhf_hw.data.template`),
-which is learnt like any other token even where the padding token is the same one: masks come from positions,
-never from ids.
+"""Canonical examples → data sets of token ids for each stage, with the loss mask; `rlhf_hw.data.encode` makes the ids.
 
 Each function returns `Tokenized(dataset, report)`. Results are cached beside the data set they are made from
 (`rlhf_hw.data.fingerprint` says under which name), and made by `num_proc` processes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from datasets import Dataset, Features, Value
-from jinja2 import TemplateError
 
-from rlhf_hw.data.example import CANONICAL_FEATURES, Example, from_row, to_row
+from rlhf_hw.data.encode import Batch, Ids, encode, open_answer_ids
+from rlhf_hw.data.example import CANONICAL_FEATURES, to_row
 from rlhf_hw.data.fingerprint import fingerprint_of_code, fingerprint_of_tokenizer, fingerprint_of_values
 from rlhf_hw.data.report import LengthStatistics, TokenReport, count_reasons
-from rlhf_hw.data.template import answer_text, earlier_answer_spans, is_templated, prompt_text
 from rlhf_hw.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Ids = list[int]
-Batch = dict[str, list[Any]]
-Side = Literal["chosen", "rejected"]
 
 TOKEN_IDS = [Value("int32")]  # a list of them; int32 holds every vocabulary and halves the cache
 SFT_FEATURES = Features({"input_ids": TOKEN_IDS, "loss_mask": [Value("int8")]})
@@ -79,7 +68,7 @@ def for_sft(
 
     def tokenize(batch: Batch) -> Batch:
         out = _Rows(SFT_FEATURES)
-        for row in _encode(batch, tokenizer, ("chosen",), want_turns=True):
+        for row in encode(batch, tokenizer, ("chosen",), want_turns=True):
             ids, answer_mask = row.prompt + row.answers[0], [1] * len(row.answers[0])
             mask = [1] * len(ids) if train_on_inputs else row.turn_mask + answer_mask
             truncated = len(ids) > max_length
@@ -113,7 +102,7 @@ def for_reward(
 
     def tokenize(batch: Batch) -> Batch:
         out = _Rows(REWARD_FEATURES)
-        for row in _encode(batch, tokenizer, ("chosen", "rejected")):
+        for row in encode(batch, tokenizer, ("chosen", "rejected")):
             chosen, rejected = (row.prompt + answer for answer in row.answers)
             length = max(len(chosen), len(rejected))
             if row.refusal:
@@ -149,7 +138,7 @@ def for_prompts(
 
     def tokenize(batch: Batch) -> Batch:
         out = _Rows(PROMPT_FEATURES)
-        for row in _encode(batch, tokenizer, ()):
+        for row in encode(batch, tokenizer, ()):
             ids, text, truncated = row.prompt, row.prompt_text, len(row.prompt) > max_prompt_length
             if row.refusal:
                 out.drop(row.refusal)
@@ -200,48 +189,12 @@ def answered(
         for name, column in batch.items():
             column.append(columns[name])
     sequences = []
-    for encoded, is_over in zip(_encode(batch, tokenizer, ("chosen",)), ended, strict=True):
+    for encoded, is_over in zip(encode(batch, tokenizer, ("chosen",)), ended, strict=True):
         if encoded.refusal:
             raise UserError(f"--reward_model_name: {encoded.refusal}")
-        answer_ids = encoded.answers[0] if is_over else _open_answer_ids(encoded, tokenizer)
+        answer_ids = encoded.answers[0] if is_over else open_answer_ids(encoded, tokenizer)
         sequences.append(encoded.prompt + answer_ids)
     return sequences
-
-
-def _open_answer_ids(row: "_Encoded", tokenizer: "PreTrainedTokenizerBase") -> Ids:
-    """Ids of an answer that was cut off: its text with nothing behind it."""
-    text = answer_text(row.example.prompt, row.example.chosen or "", tokenizer)
-    said = row.example.chosen or ""
-    lead = text[: text.rfind(said)] if said else ""
-    return tokenizer(lead + said, add_special_tokens=False)["input_ids"]
-
-
-# --- ids -------------------------------------------------------------------------------------------------------
-
-
-class _Encoded(NamedTuple):
-    """One row of a batch as ids. Where `refusal` is not "", the chat template refused it and nothing else counts.
-
-    `prompt`: its first `prefix_length` tokens are the tokenizer's own (BOS). `answers`: each ends in EOS.
-    `turn_mask`: 1 on the prompt's tokens that the assistant said earlier and is to learn.
-    """
-
-    example: Example
-    refusal: str
-    prompt_text: str
-    prompt: Ids
-    prefix_length: int
-    answers: list[Ids]
-    turn_mask: list[int]
-    turns_not_found: int
-
-
-def special_prefix(tokenizer: "PreTrainedTokenizerBase") -> Ids:
-    """The tokens this tokenizer puts before a text of itself (BOS, or none); those it puts after are not wanted."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    start = next(start for start in range(len(full)) if full[start : start + len(bare)] == bare)
-    return list(full[:start])
 
 
 def _require_eos(tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -249,96 +202,6 @@ def _require_eos(tokenizer: "PreTrainedTokenizerBase") -> None:
         raise UserError(
             "--tokenizer_name: the tokenizer has no EOS token, so no answer could end; set eos_token"
         )
-
-
-def _encode(
-    batch: Batch,
-    tokenizer: "PreTrainedTokenizerBase",
-    sides: tuple[Side, ...],
-    *,
-    want_turns: bool = False,
-) -> Iterator[_Encoded]:
-    """The rows of a batch, in order. Texts are tokenized a batch at a time: fast tokenizers do that in parallel."""
-    examples = [
-        from_row(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)
-    ]
-    prompts: list[str] = []
-    answers: list[list[str]] = [[] for _ in sides]
-    spans: list[list[tuple[int, int] | None]] = []
-    refusals: list[str] = []
-    for example in examples:
-        prompt, said, refusal = "", [""] * len(sides), ""
-        found: list[tuple[int, int] | None] = []
-        try:
-            prompt = prompt_text(example.prompt, tokenizer)
-            given = {"chosen": example.chosen, "rejected": example.rejected}
-            said = [answer_text(example.prompt, given[side] or "", tokenizer) for side in sides]
-            if want_turns and example.learn_all_turns and not isinstance(example.prompt, str):
-                found = earlier_answer_spans(example.prompt, tokenizer)
-        except (
-            TemplateError
-        ) as error:  # templates raise it themselves: no system role, roles that must alternate
-            refusal = f"the chat template refuses it: {error}"
-        prompts.append(prompt)
-        refusals.append(refusal)
-        spans.append(found)
-        for column, text in zip(answers, said, strict=True):
-            column.append(text)
-
-    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    answer_ids = [_answer_ids(texts, examples, tokenizer) for texts in answers]
-    own_prefix = special_prefix(tokenizer)
-    for index, example in enumerate(examples):
-        prefix = [] if is_templated(example.prompt, tokenizer) else own_prefix
-        yield _Encoded(
-            example=example,
-            refusal=refusals[index],
-            prompt_text=prompts[index],
-            prompt=prefix + prompt_ids[index],
-            prefix_length=len(prefix),
-            answers=[column[index] for column in answer_ids],
-            turn_mask=[0] * len(prefix)
-            + _turn_mask(prompts[index], prompt_ids[index], spans[index], tokenizer),
-            turns_not_found=spans[index].count(None),
-        )
-
-
-def _answer_ids(texts: list[str], examples: list[Example], tokenizer: "PreTrainedTokenizerBase") -> list[Ids]:
-    """Ids of answers that continue a prompt, each ending in EOS."""
-    first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])[0]
-    if first.startswith("▁"):
-        # A SentencePiece tokenizer begins every text with a space of its own: with ours that would make two.
-        texts = [
-            text.removeprefix(" ") if not isinstance(example.prompt, str) else text
-            for text, example in zip(texts, examples, strict=True)
-        ]
-    eos = tokenizer.eos_token_id
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return [ids if ids and ids[-1] == eos else [*ids, eos] for ids in encoded]
-
-
-def _turn_mask(
-    text: str, ids: Ids, spans: list[tuple[int, int] | None], tokenizer: "PreTrainedTokenizerBase"
-) -> list[int]:
-    """1 for each token of `ids` (the tokens of `text`) that starts inside one of the spans of characters."""
-    located = [span for span in spans if span is not None]
-    mask = [0] * len(ids)
-    if not located:
-        return mask
-    if tokenizer.is_fast:
-        starts = [
-            start
-            for start, _ in tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
-                "offset_mapping"
-            ]
-        ]
-        return [int(any(first <= start < end for first, end in located)) for start in starts]
-    for first, end in located:  # no offsets: the tokens of the text before a span are counted instead
-        begin, stop = (
-            len(tokenizer(text[:cut], add_special_tokens=False)["input_ids"]) for cut in (first, end)
-        )
-        mask[begin:stop] = [1] * (min(stop, len(mask)) - begin)
-    return mask
 
 
 # --- mapping, caching, reporting -------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf_hw.data.encode import special_prefix
 from rlhf_hw.data.example import Example, Message
 from rlhf_hw.data.formats.alpaca import alpaca_prompt
 from rlhf_hw.data.formats.format import MalformedRow
 from rlhf_hw.data.rows import from_files
 from rlhf_hw.data.template import is_templated, prompt_text
-from rlhf_hw.data.tokenize import special_prefix
 from rlhf_hw.errors import UserError
 
 Row = Mapping[str, Any]

@@ -2,11 +2,14 @@ import copy
 
 import pytest
 from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
+from rlhf_hw.data.encode import special_prefix
 from rlhf_hw.data.example import CANONICAL_FEATURES, Example, Message, to_row
 from rlhf_hw.data.fingerprint import fingerprint_of_tokenizer
 from rlhf_hw.data.sources import DataSource, load_splits
-from rlhf_hw.data.tokenize import for_prompts, for_reward, for_sft, special_prefix
+from rlhf_hw.data.tokenize import for_prompts, for_reward, for_sft
 from rlhf_hw.errors import UserError
 
 ASK, SAID, AGAIN = Message("user", "Hi"), Message("assistant", "Hello."), Message("user", "Hi again")
@@ -80,6 +83,39 @@ def test_a_tokenizer_that_begins_with_a_space_gets_no_second_one(metaspace_token
     joined = metaspace_tokenizer.convert_ids_to_tokens(row["input_ids"])
     assert "▁▁" not in "".join(joined)
     assert "".join(joined).endswith("Assistant:▁Paris</s>")
+
+
+def without_the_letter_a(*, space: str = "", letters: str = "bcd") -> PreTrainedTokenizerFast:
+    """A tokenizer of single letters, without "a" and without a token for what it does not know; it writes <s> itself."""
+    tokens = ["<s>", "</s>", *([space] if space else []), *letters]
+    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, []))
+    if space:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=space)
+        tokenizer.decoder = decoders.Metaspace(replacement=space)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("space", ["", "▁"])
+def test_a_tokenizer_without_the_letter_a_is_told_by_the_letters_it_has(space):
+    tokenizer = without_the_letter_a(space=space)
+    assert tokenizer("a", add_special_tokens=False).input_ids in ([], [2])
+    assert special_prefix(tokenizer) == [0]
+    ids = sft_row(Example("bc", "d"), tokenizer)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == [
+        "<s>",
+        *([space] if space else []),
+        "b",
+        "c",
+        *([space] if space else []),
+        "d",
+        "</s>",
+    ]
+
+
+def test_a_tokenizer_of_special_tokens_alone_is_refused():
+    with pytest.raises(UserError, match="--tokenizer_name: the tokenizer has no token for any text"):
+        sft_row(Example("bc", "d"), without_the_letter_a(letters=""))
 
 
 def test_an_overlong_row_is_cut_has_no_eos_and_is_counted(tiny_tokenizer):
@@ -232,7 +268,7 @@ def test_a_second_run_tokenizes_nothing_and_gives_the_same(saved_rows, tiny_toke
     def tripwire(*_, **__):
         raise AssertionError("a row was tokenized again")
 
-    monkeypatch.setattr("rlhf_hw.data.tokenize._encode", tripwire)
+    monkeypatch.setattr("rlhf_hw.data.tokenize.encode", tripwire)
     second = for_sft(saved_rows(), copy.deepcopy(tiny_tokenizer), max_length=64)
     assert list(second.dataset) == list(first.dataset)
     assert second.report == first.report
