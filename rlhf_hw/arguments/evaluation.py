@@ -151,6 +151,91 @@ def check_infer(infer: InferArguments) -> None:
             )
 
 
+@dataclass(kw_only=True)
+class JudgeArguments(AskingArguments):
+    """Which answers are compared, and who judges them."""
+
+    _argument_group_name = "Judging"
+
+    input_path: str = HfArg(
+        help="Answers, as rlhf-hw infer writes them: rows with instruction (and input), or prompt, and the answer to be "
+        "judged. Required."
+    )
+    output_path: str = HfArg(
+        help="The JSON file for the judged rows: preference 2 where the answer is better than the reference, 1 where the "
+        "reference is, 1.5 for a tie. A summary goes beside it. Required."
+    )
+    reference_path: str | None = HfArg(
+        default=None,
+        help="A second file, whose rows answer the same instructions in the same order: its --answer_column holds the "
+        "reference answers. Not said: they are the --reference_column of the first file.",
+    )
+    reference_column: str = HfArg(default="output_1", help="Column of the reference answers.")
+    answer_column: str = HfArg(
+        default="output_2", help="Column of the answers to be judged; output where a row has no such column."
+    )
+    reward_model: str | None = HfArg(
+        default=None,
+        aliases=["--reward_model_name", "--reward_model_name_or_path"],
+        help="Judge by this reward model (directory or hub name) instead of an endpoint.",
+    )
+    judge_model: str = HfArg(default="gpt-4.1-mini", help="The chat model to ask at the endpoint.")
+    judge_url: str | None = HfArg(
+        default=None,
+        help="An OpenAI-compatible endpoint, such as http://localhost:8000/v1. Not said: the OPENAI_BASE_URL variable, "
+        "else OpenAI's.",
+    )
+    api_key_variable: str = HfArg(
+        default="OPENAI_API_KEY",
+        help="The environment variable that holds the endpoint's key. The key itself is never a flag and is written "
+        "nowhere.",
+    )
+    concurrency: int = HfArg(default=4, help="Pairs asked about at the same time.")
+    timeout: float = HfArg(default=60.0, help="Seconds to wait for the endpoint's answer.")
+    retries: int = HfArg(
+        default=6,
+        help="How often a request that failed in passing (429, 5xx, time-out) is repeated, later each time.",
+    )
+    batch_size: int = HfArg(
+        default=16, aliases=["--bsz"], help="Answers that the reward model scores at a time."
+    )
+    chat: bool = HfArg(
+        default=False,
+        help="The reward model reads instructions as chat messages (its template), not as Alpaca's text.",
+    )
+    max_samples: int | None = HfArg(default=None, help="Judge only so many rows, the first.")
+    overwrite: bool = HfArg(
+        default=False, help="Start afresh. Else a killed run goes on, and a whole output is refused."
+    )
+
+
+def parse_judge(argv: Sequence[str] | None = None) -> Tool[JudgeArguments]:
+    """The settings of `rlhf-hw judge`."""
+    return parse_tool(
+        "judge",
+        JudgeArguments,
+        argv,
+        check_judge,
+        description="Win rate of answers against reference answers, by a chat model that is asked in both orders, or by "
+        "a reward model. A killed run, started again, goes on where it was.",
+        example="rlhf-hw judge --input_path answers.json --output_path judged.json --reward_model runs/reward",
+    )
+
+
+def check_judge(judge: JudgeArguments) -> None:
+    """Contradictions among the flags of judge."""
+    at_least(1, judge, "concurrency", "batch_size", "max_samples")
+    at_least(0, judge, "retries")
+    if judge.timeout <= 0:
+        raise UserError(f"--timeout: got {judge.timeout}, expected a number above 0")
+    if not judge.api_key_variable.isidentifier():  # not repeated here: it may be the key itself
+        raise UserError(
+            "--api_key_variable: expected the name of a variable, such as OPENAI_API_KEY, and never a key"
+        )
+    if judge.reward_model is not None and judge.judge_url is not None:
+        raise UserError("--reward_model and --judge_url: both were given; one judge is enough, give one")
+
+
 def check_sampling(group: Any) -> None:
     """Numbers of sampling that mean something."""
     at_least(0, group, "temperature", "top_k", "no_repeat_ngram_size")

@@ -16,6 +16,7 @@ COMMANDS = {
     "merge": "merge an adapter into its base model",
     "chat": "talk to a model on the terminal",
     "infer": "answer a file of instructions with a model",
+    "judge": "win rate of answers against reference answers, by a chat model or a reward model",
     "data": "look at a data set as the stages see it",
     "report": "draw a run's report again, or compare runs",
     "launch": "start a stage on all of this machine's accelerators, or on several machines",

@@ -30,8 +30,8 @@ def preference_metrics(prediction: Any) -> dict[str, float]:
     }
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval for a proportion (Wilson 1927); z = 1.96 is 95%."""
+def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (Wilson 1927); z = 1.96 is 95%. A tie may count as half a success."""
     if trials == 0:
         return 0.0, 1.0
     share = successes / trials

@@ -29,6 +29,7 @@ DOORS = {
     "merge_peft_adapter.py": "rlhf-hw merge",
     "chat.py": "rlhf-hw chat",
     "run_inference.py": "rlhf-hw infer",
+    "run_eval.py": "rlhf-hw judge",
 }
 
 
