@@ -236,6 +236,91 @@ def check_judge(judge: JudgeArguments) -> None:
         raise UserError("--reward_model and --judge_url: both were given; one judge is enough, give one")
 
 
+@dataclass(kw_only=True)
+class CompareArguments(AskingArguments):
+    """Which two models answer which prompts, and how the answers are written."""
+
+    _argument_group_name = "Comparison"
+
+    model_name_or_path_baseline: str = HfArg(
+        help="The model to compare with: a hub name or directory. Required."
+    )
+    model_name_or_path_finetune: str = HfArg(
+        aliases=["--model_name_or_path_finetuned"], help="The fine-tuned model or adapter. Required."
+    )
+    language: Literal["English", "Chinese", "Japanese"] = HfArg(
+        default="English", help="Language of the prompts that come with this command."
+    )
+    prompts_path: str | None = HfArg(
+        default=None, help="Other prompts: a file with prompt, or instruction (and input), in its rows."
+    )
+    chat: bool = HfArg(default=False, help="Put the rows of --prompts_path as chat messages.")
+    max_samples: int | None = HfArg(default=None, help="Only so many prompts, the first.")
+    decoding: Literal["auto", "greedy", "beam", "sampling", "contrastive"] = HfArg(
+        default="auto",
+        help="How answers are written. auto: beam where --num_beams is above 1 (diverse beam with several groups), "
+        "contrastive where --penalty_alpha is given, sampling where --top_k, --top_p or --temperature is, else greedy.",
+    )
+    num_beams: int = HfArg(default=1, help="Beams of beam search.")
+    num_beam_groups: int = HfArg(
+        default=1, help="Groups of beams that avoid each other's tokens (diverse beam search)."
+    )
+    diversity_penalty: float = HfArg(
+        default=1.0, help="What a group of beams is charged for a token of an earlier group, in nats."
+    )
+    top_k: int = HfArg(
+        default=4,
+        help="Contrastive search: candidates at each step. Sampling: the likeliest tokens, 0 for all.",
+    )
+    penalty_alpha: float = HfArg(
+        default=0.6, help="Contrastive search: weight of being unlike what was said before, from 0 to 1."
+    )
+    top_p: float = HfArg(default=1.0, help="Sampling: the likeliest tokens that hold this much probability.")
+    temperature: float = HfArg(default=1.0, help="Sampling: the temperature.")
+    no_repeat_ngram_size: int = HfArg(
+        default=0,
+        help="No run of so many tokens twice in a text; 0: as it comes. Not with diverse or contrastive search.",
+    )
+    num_return_sequences: int = HfArg(default=1, help="Answers to each prompt, of beams or sampling.")
+    max_new_tokens: int = HfArg(default=100, help="Longest answer in tokens.")
+    seed: int = HfArg(default=0, help="Of sampling; both models draw with the same random numbers.")
+    output_path: str | None = HfArg(
+        default=None, help="A JSON file for the answers. Not said: they are only shown."
+    )
+    overwrite: bool = HfArg(default=False, help="Replace --output_path where it is there already.")
+
+
+def parse_compare(argv: Sequence[str] | None = None) -> Tool[CompareArguments]:
+    """The settings of `rlhf-hw compare`."""
+    return parse_tool(
+        "compare",
+        CompareArguments,
+        argv,
+        check_compare,
+        description="The same prompts answered by a baseline and a fine-tuned model, side by side.",
+        example="rlhf-hw compare --model_name_or_path_baseline base --model_name_or_path_finetune runs/sft",
+    )
+
+
+def check_compare(compare: CompareArguments) -> None:
+    """Contradictions among the flags of compare."""
+    at_least(
+        1, compare, "num_beams", "num_beam_groups", "num_return_sequences", "max_new_tokens", "max_samples"
+    )
+    check_sampling(compare)
+    beams, groups = compare.num_beams, compare.num_beam_groups
+    if beams % groups:
+        raise UserError(
+            f"--num_beam_groups: {groups} groups cannot share {beams} beams evenly; change one of them"
+        )
+    if not 0 <= compare.penalty_alpha <= 1:
+        raise UserError(f"--penalty_alpha: got {compare.penalty_alpha}, expected a number from 0 to 1")
+    if compare.decoding in ("sampling", "auto") and compare.temperature == 0:
+        raise UserError("--temperature: 0 is no sampling; leave it out for greedy answers")
+    if compare.decoding == "beam" and beams == 1:
+        raise UserError("--decoding beam: --num_beams is 1; give more")
+
+
 def check_sampling(group: Any) -> None:
     """Numbers of sampling that mean something."""
     at_least(0, group, "temperature", "top_k", "no_repeat_ngram_size")

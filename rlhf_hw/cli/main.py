@@ -15,6 +15,7 @@ COMMANDS = {
     "ppo": "reinforcement learning with PPO against a reward model or function",
     "merge": "merge an adapter into its base model",
     "chat": "talk to a model on the terminal",
+    "compare": "a baseline and a fine-tuned model, side by side",
     "infer": "answer a file of instructions with a model",
     "judge": "win rate of answers against reference answers, by a chat model or a reward model",
     "data": "look at a data set as the stages see it",

@@ -123,7 +123,7 @@ class GenerateEngine:
             attention_mask[i, width - len(prompt) :] = 1
         config = self._config(policy, sampling)
         processors = self._processors(policy, sampling, seeds, device)
-        with _as_generation_config(policy, config):
+        with as_generation_config(policy, config):
             sequences = policy.generate(
                 input_ids=input_ids.to(device),
                 attention_mask=attention_mask.to(device),
@@ -167,7 +167,7 @@ class GenerateEngine:
 
 
 @contextmanager
-def _as_generation_config(policy: Any, config: GenerationConfig) -> Iterator[None]:
+def as_generation_config(policy: Any, config: GenerationConfig) -> Iterator[None]:
     """Put `config` in the place of the model's own meanwhile.
 
     `generate()` fills what a given config leaves at its default from the model's own, and a chat model's own may
