@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlhf_hw.arguments.data import DataArguments
+from rlhf_hw.arguments.data import DataArguments, SFTDataArguments, parse_data_split
 from rlhf_hw.arguments.hardware import HardwareArguments
 from rlhf_hw.arguments.model import ModelArguments
 from rlhf_hw.arguments.peft import PeftArguments
@@ -75,9 +75,18 @@ def check_data(data: DataArguments) -> None:
     """One source, and files that are there."""
     if data.dataset_name is not None and data.train_file is not None:
         raise UserError("--dataset_name and --train_file: both were given; give one")
-    if data.dataset_name is None and data.train_file is None:
+    sets_of_sft = data.sft_only_data_path if isinstance(data, SFTDataArguments) else None
+    if data.dataset_name is None and data.train_file is None and not sets_of_sft:
         raise UserError("--dataset_name: no data; give a data set's name or directory, or --train_file")
-    for flag in ("train_file", "validation_file"):
+    if data.data_split is not None:
+        parse_data_split(data.data_split)
+        if data.eval_dataset_size is not None:
+            raise UserError(
+                "--eval_dataset_size: with --data_split a set without evaluation data keeps a tenth; leave it out"
+            )
+        if data.streaming:
+            raise UserError("--data_split: parts a whole set, and --streaming reads its beginning; give one")
+    for flag in ("train_file", "validation_file", "prompt_dict_path"):
         path = getattr(data, flag)
         if path is not None and not Path(path).expanduser().is_file():
             raise UserError(f"--{flag}: there is no file {path}; check the path")

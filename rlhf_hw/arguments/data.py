@@ -3,10 +3,13 @@
 # ruff: noqa: RUF009 - HfArg returns a dataclasses.field
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from transformers.hf_argparser import HfArg
+
+from rlhf_hw.errors import UserError
 
 Task = Literal["completion", "chat", "summarization", "code-generation"]
 
@@ -17,11 +20,30 @@ class DataArguments:
 
     _argument_group_name = "Data"
 
-    dataset_name: str | None = HfArg(
-        default=None, help="A data set: a hub name, or a local directory or file (json, jsonl, csv, parquet)."
+    dataset_name: list[str] | None = HfArg(
+        default=None,
+        aliases=["--data_path"],
+        help="One data set or several, mixed: hub names, local directories or files (json, jsonl, csv, parquet).",
     )
     dataset_config_name: str | None = HfArg(
-        default=None, help="Configuration of the hub data set, where it has several."
+        default=None,
+        help="Configuration of the hub data set, where it has several; of a local directory, the directory or json "
+        "file of that name in it.",
+    )
+    train_splits: list[str] | None = HfArg(
+        default=None, help="The set's splits to train on, joined. Not said: train, or the only one."
+    )
+    eval_splits: list[str] | None = HfArg(
+        default=None, help="The set's splits to evaluate on, joined. Not said: its validation or test split."
+    )
+    data_split: str | None = HfArg(
+        default=None,
+        help="Three numbers, as 2,4,4: the shares of every set that SFT, reward model and PPO get, the evaluation data "
+        "alike. No row is in two of them. A set without evaluation data then keeps a tenth for it.",
+    )
+    sft_only_data_path: list[str] | None = HfArg(
+        default=None,
+        help="Sets that supervised fine-tuning gets whole, beside --dataset_name; the other stages none of them.",
     )
     train_file: str | None = HfArg(
         default=None,
@@ -30,10 +52,18 @@ class DataArguments:
     validation_file: str | None = HfArg(default=None, help="Evaluation data in a file.")
     data_format: str | None = HfArg(
         default=None,
-        help="The name of the format the columns are in. Not said: told by the columns.",
+        help="The name of the format the rows are in, or a YAML file that says which columns are prompt, chosen and "
+        "rejected. Not said: told by the columns, or by the set's name where columns cannot tell.",
+    )
+    prompt_dict_path: str | None = HfArg(
+        default=None,
+        help="A JSON file with the texts prompt_inputs and prompt_noinputs, in place of Alpaca's own, around "
+        "{instruction} and {input} of Alpaca and AlpacaFarm rows.",
     )
     validation_split_percentage: int = HfArg(
-        default=0, help="Percent of the training data kept for evaluation, where no evaluation data is given."
+        default=0,
+        help="Percent of the training data kept for evaluation, where no evaluation data is given; of each set, where "
+        "there are several.",
     )
     eval_dataset_size: int | None = HfArg(
         default=None, help="The same as a number of examples; beats the percentage."
@@ -62,6 +92,27 @@ class DataArguments:
         help="Read a hub data set as it comes, up to --max_train_samples (which must be given), instead of downloading "
         "all of it first. Local data are read in any case.",
     )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dataset_name, str):  # a stage's default, or a caller's: one name is a list of one
+            self.dataset_name = [self.dataset_name]
+
+
+def parse_data_split(text: str) -> tuple[float, float, float]:
+    """The three shares of `--data_split`.
+
+    Raises:
+        UserError: they are not three numbers of at least 0, one of them above 0.
+    """
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        shares = ()
+    if len(shares) != 3 or not all(0 <= share < math.inf for share in shares) or not any(shares):
+        raise UserError(
+            f"--data_split: got {text!r}, expected three numbers such as 2,4,4 (SFT, reward model, PPO)"
+        )
+    return shares[0], shares[1], shares[2]
 
 
 @dataclass(kw_only=True)
@@ -125,7 +176,11 @@ class PPODataArguments(DataArguments):
     """What PPO asks in addition."""
 
     max_prompt_length: int = HfArg(
-        default=512, help="Longest prompt in tokens; longer ones are left out and counted."
+        default=512, help="Longest prompt in tokens; for longer ones see --long_prompts."
+    )
+    long_prompts: Literal["drop", "truncate_left"] = HfArg(
+        default="drop",
+        help="Prompts longer than --max_prompt_length: leave them out, or keep their last tokens. Both are counted.",
     )
     eval_prompts: int = HfArg(
         default=64, help="Held-out prompts that are answered and scored at each evaluation."

@@ -138,12 +138,15 @@ def with_defaults(cls: type[T], defaults: dict[str, Any]) -> type[T]:
     """A subclass of dataclass `cls` whose fields have other defaults; help, spellings and types stay."""
     hints = get_type_hints(cls)
     changed = [
-        (
-            field.name,
-            hints[field.name],
-            dataclasses.field(default=defaults[field.name], metadata=field.metadata),
-        )
+        (field.name, hints[field.name], _field(defaults[field.name], field.metadata))
         for field in dataclasses.fields(cls)  # type: ignore[arg-type]
         if field.name in defaults
     ]
     return dataclasses.make_dataclass(cls.__name__, changed, bases=(cls,), kw_only=True)
+
+
+def _field(default: Any, metadata: Any) -> Any:
+    """A dataclass field with this default; a list is made anew for every instance."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)

@@ -20,7 +20,7 @@ from rlhf_hw.arguments.training import training_flags_class
 from rlhf_hw.errors import UserError
 
 PPOPeftArguments = with_defaults(PeftArguments, {"lora_rank": 16, "lora_alpha": 32})
-PPOData = with_defaults(PPODataArguments, {"dataset_name": "Intel/orca_dpo_pairs"})
+PPOData = with_defaults(PPODataArguments, {"dataset_name": ["Intel/orca_dpo_pairs"]})
 
 #: rl_training.py's defaults; its learning rate stays constant
 _TRAINING_DEFAULTS: dict[str, Any] = {

@@ -21,7 +21,7 @@ RewardPeftArguments = with_defaults(
     PeftArguments, {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.1, "lora_all_linear": True}
 )
 RewardData = with_defaults(
-    RewardDataArguments, {"dataset_name": "Intel/orca_dpo_pairs", "validation_split_percentage": 2}
+    RewardDataArguments, {"dataset_name": ["Intel/orca_dpo_pairs"], "validation_split_percentage": 2}
 )
 
 

@@ -132,6 +132,7 @@ def tokenized(session: Session, run: PPORun, tokenizer: Any) -> tuple[Any, Any]:
     splits = session.splits("ppo")
     options: dict[str, Any] = {
         "max_prompt_length": run.data.max_prompt_length,
+        "truncate": "left" if run.data.long_prompts == "truncate_left" else "drop",
         "num_proc": run.data.preprocessing_num_workers,
     }
     with session.main_process_first("tokenizing"):

@@ -20,6 +20,7 @@ from backends import Backend, Precision, resolve
 from backends.base import BackendError
 from backends.shapes import ShapePolicy, WithinContext, padding_share
 from launchers.accelerate import started_alone
+from rlhf_hw.arguments.data import parse_data_split
 from rlhf_hw.arguments.run import Run
 from rlhf_hw.arguments.training import accepted_fields, training_environment, training_kwargs
 from rlhf_hw.data.sources import DataSource, Purpose, Splits, load_splits
@@ -120,12 +121,18 @@ class Session:
     def splits(self, purpose: Purpose) -> Splits:
         """The data set that the flags name, in canonical rows; the main process reads it first, the others its cache."""
         data = self.run.data
+        shares = None if data.data_split is None else parse_data_split(data.data_split)
         source = DataSource(
             dataset_name=data.dataset_name,
             dataset_config_name=data.dataset_config_name,
             train_file=data.train_file,
             validation_file=data.validation_file,
+            train_splits=data.train_splits,
+            eval_splits=data.eval_splits,
+            data_split=shares,
+            sft_only_data_path=data.sft_only_data_path,
             data_format=data.data_format,
+            prompt_dict_path=data.prompt_dict_path,
             validation_split_percentage=data.validation_split_percentage,
             eval_dataset_size=data.eval_dataset_size,
             max_train_samples=data.max_train_samples,
@@ -139,6 +146,13 @@ class Session:
             task=getattr(data, "task", "completion"),
             max_malformed_fraction=data.max_malformed_fraction,
         )
+        if data.sft_only_data_path and purpose != "sft":
+            self.say("--sft_only_data_path: no effect here; these sets are for supervised fine-tuning")
+        if shares is not None and "validation_split_percentage" in self.run.given:
+            self.say(
+                "--validation_split_percentage: no effect here; with --data_split a set without evaluation data keeps "
+                "a tenth"
+            )
         with self.main_process_first("reading the data"):
             splits = load_splits(source, purpose)
         for line in splits.report.lines():

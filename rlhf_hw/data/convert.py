@@ -1,17 +1,19 @@
 """Raw rows → a canonical data set in the cache, with a verdict on every row."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, Features, Value
 
 from rlhf_hw.data.cached import cached_rows
 from rlhf_hw.data.example import CANONICAL_FEATURES, Example, Message, Purpose, to_row
 from rlhf_hw.data.fingerprint import fingerprint_of_code, fingerprint_of_values
-from rlhf_hw.data.formats import Format, MalformedRow, detect, format_named
+from rlhf_hw.data.formats import Format, MalformedRow, detect
 from rlhf_hw.data.report import FileReport, count_rows
 from rlhf_hw.data.rows import RowSource
+from rlhf_hw.data.splits import take
 from rlhf_hw.errors import UserError
 
 # The verdict travels in the cached data set beside the rows, so that the report is the same whether the rows
@@ -20,23 +22,48 @@ _VERDICT_FEATURES = Features({"malformed": Value("string"), "dropped": Value("st
 _NOTHING = to_row(Example("", None))
 
 
+@dataclass
+class Converted:
+    """All rows of a source as canonical ones, a verdict on each, and the report on them."""
+
+    everything: Dataset
+    row_format: Format
+    report: FileReport
+
+    def usable(self, which: np.ndarray | None = None) -> Dataset:
+        """The usable rows in canonical columns; of the rows with these numbers, in their order, where given."""
+        is_usable = np.array(
+            [
+                not malformed and not dropped
+                for malformed, dropped in zip(
+                    self.everything["malformed"], self.everything["dropped"], strict=True
+                )
+            ],
+            dtype=bool,
+        )
+        indices = np.flatnonzero(is_usable) if which is None else which[is_usable[which]]
+        dataset = take(self.everything, indices)
+        return dataset.remove_columns(
+            list(_VERDICT_FEATURES), new_fingerprint=fingerprint_of_values(dataset._fingerprint, "canonical")
+        )
+
+
 def convert_rows(
     rows: RowSource,
     *,
     purpose: Purpose,
-    data_format: str | None,
+    row_format: Format,
     task: str,
     max_malformed_fraction: float,
     cache_dir: str | None,
     keep_in_memory: bool = False,
-) -> tuple[Dataset, FileReport]:
-    """The usable rows in canonical columns, and the report on all of them.
+) -> Converted:
+    """The rows in canonical columns, and the report on all of them.
 
     Raises `UserError` when more than `max_malformed_fraction` of the rows are malformed, or none is usable.
     """
-    row_format = format_named(data_format) if data_format else _detect_format(rows)
     fingerprint = fingerprint_of_values(
-        rows.fingerprint, row_format.name, purpose, task, fingerprint_of_code()
+        rows.fingerprint, row_format.name, row_format.content, purpose, task, fingerprint_of_code()
     )
     everything = cached_rows(
         _judged_rows,
@@ -54,25 +81,29 @@ def convert_rows(
         rows.label, row_format.name, len(everything), count_rows(malformed), count_rows(dropped)
     )
     _refuse_if_unfit(report, purpose, max_malformed_fraction)
-    usable = [index for index in range(len(everything)) if not malformed[index] and not dropped[index]]
-    dataset = everything.select(usable, new_fingerprint=fingerprint_of_values(fingerprint, "usable"))
-    canonical = dataset.remove_columns(
-        list(_VERDICT_FEATURES), new_fingerprint=fingerprint_of_values(fingerprint, "canonical")
-    )
-    return canonical, report
+    return Converted(everything, row_format, report)
 
 
-def _detect_format(rows: RowSource) -> Format:
+def format_of(
+    rows: RowSource, formats: Sequence[Format], set_name: str, likely: Format | None = None
+) -> Format:
+    """The format of these rows, told by their columns, and by the set's name where columns cannot tell.
+
+    `likely`, the format of the same set's other rows, is theirs too where the columns fit it.
+    """
     first_row = next((row for row in rows.read() if isinstance(row, dict)), None)
     if first_row is None:
         raise UserError(f"{rows.label}: holds no rows that are objects with named columns")
-    return detect([column for column in first_row if column is not None], first_row)
+    columns = [column for column in first_row if column is not None]
+    if likely is not None and likely.matches(columns, first_row):
+        return likely
+    return detect(columns, first_row, formats, set_name)
 
 
 def _judged_rows(
     rows: RowSource, row_format: Format, purpose: Purpose, task: str
 ) -> Iterator[dict[str, Any]]:
-    for row in rows.read():
+    for row in row_format.gather(rows.read()):
         try:
             example = _convert_row(row, row_format, task)
             canonical = to_row(example)
@@ -101,9 +132,10 @@ def _convert_row(row: Any, row_format: Format, task: str) -> Example:
     example = row_format.convert(row)
     if task != "chat" or not isinstance(example.prompt, str) or not example.prompt:
         return example
-    if row_format.chat_prompt is not None:
-        return replace(example, prompt=row_format.chat_prompt(row))
-    return replace(example, prompt=(Message("user", example.prompt),))
+    messages = row_format.chat_prompt(row) if row_format.chat_prompt else (Message("user", example.prompt),)
+    # a text's answer begins with the space that separates it from the prompt; a chat template writes its own
+    answers = [answer and answer.removeprefix(" ") for answer in (example.chosen, example.rejected)]
+    return replace(example, prompt=messages, chosen=answers[0], rejected=answers[1])
 
 
 def _unfit_for(example: Example, purpose: Purpose) -> str:

@@ -65,22 +65,40 @@ class FileReport:
 
 
 @dataclass
+class SetReport:
+    """What one set contributed: rows of this stage's share, where the validation rows came from."""
+
+    name: str
+    train_rows: int
+    validation_rows: int
+    validation_origin: str
+
+    def line(self) -> str:
+        held_out = f"{self.validation_rows} to validation ({self.validation_origin})"
+        return f"{self.name} gives {self.train_rows} rows to train, {held_out}"
+
+
+@dataclass
 class DataReport:
     """What `load_splits` read and made of it.
 
     `files`: one entry a source of rows, train first. `validation_origin`: where the validation rows are from.
+    `sets`: what each set contributed.
     """
 
     files: list[FileReport]
     validation_origin: str
     train_rows: int
     validation_rows: int
+    sets: list[SetReport] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        split = (
-            f"train {self.train_rows} rows, validation {self.validation_rows} rows ({self.validation_origin})"
-        )
-        return [line for file in self.files for line in file.lines()] + [split]
+        lines = [line for file in self.files for line in file.lines()]
+        origin = self.validation_origin
+        if len(self.sets) > 1:
+            lines += [one.line() for one in self.sets]
+            origin = f"{len(self.sets)} sets mixed"
+        return [*lines, f"train {self.train_rows} rows, validation {self.validation_rows} rows ({origin})"]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

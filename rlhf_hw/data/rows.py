@@ -7,6 +7,7 @@ number among a million strings fails the whole file with no line named, and pand
 
 import csv
 import gzip
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -59,6 +60,17 @@ def from_dataset(dataset: "datasets.Dataset", label: str, fingerprint: str) -> R
 def from_list(rows: list[Any], label: str) -> RowSource:
     """Rows already in memory, known by their content."""
     return RowSource(label, fingerprint_of_values(*map(repr, rows)), lambda: iter(rows))
+
+
+def join_rows(sources: list[RowSource]) -> RowSource:
+    """The rows of several sources, one after the other."""
+    if len(sources) == 1:
+        return sources[0]
+    return RowSource(
+        ", ".join(source.label for source in sources),
+        fingerprint_of_values(*(source.fingerprint for source in sources)),
+        lambda: itertools.chain.from_iterable(source.read() for source in sources),
+    )
 
 
 def data_suffix(path: Path) -> str | None:

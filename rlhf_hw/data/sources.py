@@ -1,10 +1,8 @@
-"""Where data come from: a hub name, a directory or files, and how they are split into train and validation."""
+"""Where data come from: hub names, directories or files; one set or several; split, parted and mixed."""
 
 import itertools
-import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,35 +10,50 @@ import datasets
 import numpy as np
 from datasets import Dataset
 
-from rlhf_hw.data.convert import convert_rows
-from rlhf_hw.data.example import Purpose
+from rlhf_hw.data.convert import Converted, convert_rows, format_of
+from rlhf_hw.data.example import PURPOSES, Purpose
 from rlhf_hw.data.fingerprint import fingerprint_of_files, fingerprint_of_values
-from rlhf_hw.data.report import DataReport, FileReport
-from rlhf_hw.data.rows import READERS, RowSource, data_suffix, from_dataset, from_files, from_list
+from rlhf_hw.data.formats import Format, format_named, known_formats
+from rlhf_hw.data.hub import open_hub
+from rlhf_hw.data.report import DataReport, FileReport, SetReport
+from rlhf_hw.data.rows import READERS, RowSource, data_suffix, from_dataset, from_files, join_rows
+from rlhf_hw.data.splits import Shares, first, held_out_tenth, mixed, split_off, stage_part
 from rlhf_hw.errors import UserError
 
 # What a set's own held-out split may be called, the most fitting first.
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")
+#: DeepSpeed-Chat's name for these two files of the directory one works in.
+LOCAL_JSON_NAME, LOCAL_JSON_FILES = "local/jsonfile", {"train": "data/train.json", "eval": "data/eval.json"}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass
 class DataSource:
-    """What the data flags say. Exactly one of `dataset_name` and `train_file` is given.
+    """What the data flags say. There is `dataset_name`, or `train_file`, or for SFT at least `sft_only_data_path`.
 
-    `dataset_name`: a hub name, or a local directory or file (a local path wins).
-    `data_format`: None detects it by the columns.
-    Validation rows come from, in this order: `validation_file`; the set's own held-out split;
-    `eval_dataset_size` rows of train drawn with `dataset_seed`; the first `validation_split_percentage` of train.
+    `dataset_name`: a hub name, or a local directory or file (a local path wins); or several of them, which are mixed.
+    `train_splits`, `eval_splits`: splits of the set by name, joined.
+    `data_split`: the shares of each set that SFT, reward model and PPO get.
+    `sft_only_data_path`: sets that SFT gets whole, whatever `data_split` says.
+    `data_format`: the name of a format or the path of a YAML file; None detects it by the columns (and the name).
+    `prompt_dict_path`: Alpaca's two prompts, in a JSON file.
+    Validation rows come from, in this order: `validation_file`; `eval_splits` or the set's own held-out split;
+    with `data_split`, a tenth of train; `eval_dataset_size` rows of train drawn with `dataset_seed`; the first
+    `validation_split_percentage` of train. Each set for itself, where there are several.
     `streaming`: read a hub set as a stream and stop after `max_train_samples`, without fetching all of it.
     `max_malformed_fraction`: above this share of malformed rows a file is refused.
     """
 
-    dataset_name: str | None = None
+    dataset_name: str | Sequence[str] | None = None
     dataset_config_name: str | None = None
     train_file: str | None = None
     validation_file: str | None = None
+    train_splits: Sequence[str] | None = None
+    eval_splits: Sequence[str] | None = None
+    data_split: Shares | None = None
+    sft_only_data_path: Sequence[str] | None = None
     data_format: str | None = None
+    prompt_dict_path: str | None = None
     validation_split_percentage: int = 0
     eval_dataset_size: int | None = None
     max_train_samples: int | None = None
@@ -55,6 +68,14 @@ class DataSource:
     task: str = "completion"
     max_malformed_fraction: float = 0.01
 
+    def names(self) -> list[str]:
+        """The sets that every stage gets: their names, or the path of `train_file`."""
+        if self.train_file is not None:
+            return [self.train_file]
+        if self.dataset_name is None:
+            return []
+        return [self.dataset_name] if isinstance(self.dataset_name, str) else list(self.dataset_name)
+
 
 @dataclass
 class Splits:
@@ -66,48 +87,44 @@ class Splits:
 
 
 def load_splits(source: DataSource, purpose: Purpose) -> Splits:
-    """Find, convert, check and split the data. Raises `UserError` for everything a user can mend."""
-    _check(source)
-    train_rows, validation_rows, origin = _open(source)
-    files: list[FileReport] = []
-
-    def convert(rows: RowSource) -> Dataset:
-        dataset, report = convert_rows(
-            rows,
-            purpose=purpose,
-            data_format=source.data_format,
-            task=source.task,
-            max_malformed_fraction=source.max_malformed_fraction,
-            cache_dir=source.cache_dir,
-            keep_in_memory=source.keep_in_memory,
-        )
-        files.append(report)
-        return dataset
-
-    train = convert(train_rows)
-    if validation_rows is not None:
-        validation: Dataset | None = convert(validation_rows)
-    else:
-        train, validation, origin = _split(train, source)
-    train = _take(train, range(min(len(train), source.max_train_samples or len(train))))
-    if validation is not None:
-        validation = _take(
-            validation, range(min(len(validation), source.max_eval_samples or len(validation)))
-        )
-    validation_count = 0 if validation is None else len(validation)
-    return Splits(train, validation, DataReport(files, origin, len(train), validation_count))
+    """Find, convert, check, split and mix the data. Raises `UserError` for everything a user can mend."""
+    _check(source, purpose)
+    reader = _SetReader(source, purpose)
+    sets = [reader.read(name, source.data_split) for name in source.names()]
+    if purpose == "sft":
+        whole = None if source.data_split is None else (1.0, 0.0, 0.0)
+        sets += [reader.read(name, whole) for name in source.sft_only_data_path or ()]
+    train = first(mixed([one.train for one in sets], source.dataset_seed), source.max_train_samples)
+    held_out = [one.validation for one in sets if one.validation is not None]
+    origin = sets[0].origin
+    if source.validation_file is not None:
+        held_out = [reader.read_file(source.validation_file)]
+        origin = f"--validation_file {source.validation_file}"
+    validation = first(mixed(held_out, source.dataset_seed), source.max_eval_samples) if held_out else None
+    report = DataReport(
+        files=reader.files,
+        validation_origin=origin,
+        train_rows=len(train),
+        validation_rows=0 if validation is None else len(validation),
+        sets=[one.report() for one in sets],
+    )
+    return Splits(train, validation, report)
 
 
 def open_train_rows(source: DataSource) -> RowSource:
-    """The raw rows of the train split, as they come, in no format."""
-    _check(source)
-    return _open(source)[0]
+    """The raw rows of one set's train split, as they come, in no format."""
+    _check(source, "sft")
+    names = source.names()
+    if len(names) != 1:
+        raise UserError(f"--dataset_name: one set is needed here, {len(names)} were given")
+    return _open(names[0], source)[0]
 
 
-def _check(source: DataSource) -> None:
-    if (source.dataset_name is None) == (source.train_file is None):
-        found = "neither" if source.dataset_name is None else "both"
-        raise UserError(f"--dataset_name, --train_file: {found} given; give one of them")
+def _check(source: DataSource, purpose: Purpose) -> None:
+    if source.dataset_name is not None and source.train_file is not None:
+        raise UserError("--dataset_name, --train_file: both given; give one of them")
+    if not source.names() and not (purpose == "sft" and source.sft_only_data_path):
+        raise UserError("--dataset_name, --train_file: neither given; give one of them")
     if not 0 <= source.validation_split_percentage < 100:
         raise UserError(f"--validation_split_percentage: {source.validation_split_percentage}; give 0 to 99")
     counts = {
@@ -120,56 +137,126 @@ def _check(source: DataSource) -> None:
             raise UserError(f"--{flag}: {value}; give a number of rows, at least 1, or leave the flag out")
     if not 0 <= source.max_malformed_fraction <= 1:
         raise UserError(f"--max_malformed_fraction: {source.max_malformed_fraction}; give 0 to 1")
+    if source.streaming and source.max_train_samples is None:
+        raise UserError("--streaming: needs --max_train_samples, the number of rows at which to stop reading")
+    share = None if source.data_split is None else source.data_split[PURPOSES.index(purpose)]
+    if share == 0 and not (purpose == "sft" and source.sft_only_data_path):
+        shares = ",".join(f"{value:g}" for value in source.data_split or ())
+        raise UserError(f"--data_split: {shares} leaves no data for {purpose}; give it a share")
 
 
-# --- splitting -------------------------------------------------------------------------------------------------
+# --- one set ---------------------------------------------------------------------------------------------------
 
 
-def _split(train: Dataset, source: DataSource) -> tuple[Dataset, Dataset | None, str]:
-    """(train, validation, where validation came from) out of one set of rows."""
-    count = len(train)
-    if source.eval_dataset_size is not None:
-        size, flag = source.eval_dataset_size, "--eval_dataset_size"
-        held_out = np.random.default_rng(source.dataset_seed).permutation(count)[:size]
-        origin = f"{size} rows of train, drawn with seed {source.dataset_seed}"
-    elif source.validation_split_percentage:
-        size, flag = (
-            math.ceil(count * source.validation_split_percentage / 100),
-            "--validation_split_percentage",
+@dataclass
+class _LoadedSet:
+    name: str
+    train: Dataset
+    validation: Dataset | None
+    origin: str
+
+    def report(self) -> SetReport:
+        return SetReport(self.name, len(self.train), len(self.validation or ()), self.origin)
+
+
+class _SetReader:
+    """Reads sets for one purpose and keeps the reports on their files."""
+
+    def __init__(self, source: DataSource, purpose: Purpose) -> None:
+        self.files: list[FileReport] = []
+        self._formats_read: list[Format] = []
+        self._source, self._purpose = source, purpose
+        self._formats = known_formats(source.prompt_dict_path)
+        self._asked = None if source.data_format is None else format_named(source.data_format, self._formats)
+
+    def read(self, name: str, shares: Shares | None) -> _LoadedSet:
+        """The share of a set that this purpose gets; all of it where `shares` is None."""
+        source = self._source
+        train_rows, validation_rows, origin = _open(name, source)
+        if source.validation_file is not None:
+            validation_rows = None
+        train = self._convert(train_rows, name)
+        validation = None
+        if validation_rows is not None:
+            validation = self._convert(validation_rows, name, train.row_format)
+        self._formats_read.append(train.row_format)
+        if shares is not None:
+            return self._share(name, train, validation, origin, shares)
+        if validation is not None:
+            return _LoadedSet(name, train.usable(), validation.usable(), origin)
+        if source.validation_file is not None:
+            return _LoadedSet(name, train.usable(), None, "")
+        parts = split_off(
+            train.usable(),
+            size=source.eval_dataset_size,
+            percentage=source.validation_split_percentage,
+            seed=source.dataset_seed,
         )
-        held_out = np.arange(size)
-        origin = f"the first {source.validation_split_percentage}% of train"
-    else:
-        return train, None, "none asked for"
-    if size >= count:
-        raise UserError(f"{flag}: {size} rows for validation leave none of {count} to train on; give fewer")
-    is_held_out = np.zeros(count, dtype=bool)
-    is_held_out[held_out] = True
-    return _take(train, np.flatnonzero(~is_held_out)), _take(train, np.flatnonzero(is_held_out)), origin
+        return _LoadedSet(name, *parts)
 
+    def read_file(self, path: str) -> Dataset:
+        """Validation rows from a file; in the first set's format where its columns are the same."""
+        rows = from_files([_existing(path, "--validation_file")])
+        return self._convert(rows, path, self._formats_read[0]).usable()
 
-def _take(dataset: Dataset, indices: Sequence[int] | np.ndarray) -> Dataset:
-    """Some rows, in this order, under a fingerprint that says which."""
-    if isinstance(indices, range) and indices == range(len(dataset)):
-        return dataset
-    which = indices if isinstance(indices, range) else fingerprint_of_values(np.asarray(indices).tobytes())
-    return dataset.select(indices, new_fingerprint=fingerprint_of_values(dataset._fingerprint, which))
+    def _convert(self, rows: RowSource, name: str, likely: Format | None = None) -> Converted:
+        source = self._source
+        row_format = self._asked or format_of(rows, self._formats, name, likely)
+        converted = convert_rows(
+            rows,
+            purpose=self._purpose,
+            row_format=row_format,
+            task=source.task,
+            max_malformed_fraction=source.max_malformed_fraction,
+            cache_dir=source.cache_dir,
+            keep_in_memory=source.keep_in_memory,
+        )
+        self.files.append(converted.report)
+        return converted
+
+    def _share(
+        self, name: str, train: Converted, validation: Converted | None, origin: str, shares: Shares
+    ) -> _LoadedSet:
+        """This stage's part of the rows. Parted before the unusable ones are left out: those differ by stage."""
+        seed, stage = self._source.dataset_seed, PURPOSES.index(self._purpose)
+        evaluated = validation or train
+        if validation is not None or self._source.validation_file is not None:
+            rows, held_out = np.arange(len(train.everything)), np.arange(len(evaluated.everything))
+        else:
+            rows, held_out = held_out_tenth(len(train.everything), seed)
+            origin = f"a tenth of train, drawn with seed {seed}"
+        part = train.usable(stage_part(rows, shares, stage, seed))
+        if not len(part):
+            raise UserError(
+                f"--data_split: {name}: the share of {self._purpose} holds no usable row of "
+                f"{len(train.everything)}; give it a larger share, or leave out the flag"
+            )
+        if self._source.validation_file is not None:
+            return _LoadedSet(name, part, None, "")
+        kept = evaluated.usable(stage_part(held_out, shares, stage, seed))
+        return _LoadedSet(name, part, kept if len(kept) else None, origin)
 
 
 # --- finding ---------------------------------------------------------------------------------------------------
 
 
-def _open(source: DataSource) -> tuple[RowSource, RowSource | None, str]:
-    """(train rows, validation rows if the source has its own, where those came from)."""
-    if source.train_file is not None:
-        splits = {"train": from_files([_existing(source.train_file, "--train_file")])}
+def _open(name: str, source: DataSource) -> tuple[RowSource, RowSource | None, str]:
+    """(train rows, validation rows if the set has its own, where those came from)."""
+    if source.train_file is not None and name == source.train_file:
+        splits = {"train": from_files([_existing(name, "--train_file")])}
     else:
-        splits = _open_named(source)
-    train = _train_split(splits, str(source.dataset_name))
-    if source.validation_file is not None:
-        path = _existing(source.validation_file, "--validation_file")
-        return train, from_files([path]), f"--validation_file {path}"
-    own = next((name for name in VALIDATION_SPLITS if name in splits and splits[name] is not train), None)
+        splits = _open_named(name, source)
+    if source.train_splits:
+        train = _named_splits(splits, source.train_splits, name, "--train_splits")
+    else:
+        train = _train_split(splits, name)
+    if source.eval_splits:
+        held_out = _named_splits(splits, source.eval_splits, name, "--eval_splits")
+        return train, held_out, f"the set's splits {', '.join(source.eval_splits)}"
+    others = [
+        split for split in splits if splits[split] is not train and split not in (source.train_splits or ())
+    ]
+    own = next((split for split in VALIDATION_SPLITS if split in others), None)
     return (train, None, "") if own is None else (train, splits[own], f"the set's own split {own!r}")
 
 
@@ -180,33 +267,73 @@ def _existing(name: str, flag: str) -> Path:
     return path
 
 
+def _named_splits(splits: dict[str, RowSource], wanted: Sequence[str], name: str, flag: str) -> RowSource:
+    missing = [split for split in wanted if split not in splits]
+    if missing:
+        raise UserError(f"{flag}: {name} has no split {missing[0]!r}; it has {', '.join(splits)}")
+    return join_rows([splits[split] for split in wanted])
+
+
 def _train_split(splits: dict[str, RowSource], name: str) -> RowSource:
     if "train" in splits:
         return splits["train"]
     if len(splits) == 1:
         return next(iter(splits.values()))
-    found = ", ".join(splits)
     raise UserError(
-        f"--dataset_name: {name} has the splits {found} and none named train; save the one you want as train"
+        f"--dataset_name: {name} has the splits {', '.join(splits)} and none named train; name those you want with "
+        "--train_splits"
     )
 
 
-def _open_named(source: DataSource) -> dict[str, RowSource]:
-    name = str(source.dataset_name)
+def _open_named(name: str, source: DataSource) -> dict[str, RowSource]:
     path = Path(name).expanduser()
     if path.is_dir():
-        return _open_directory(path)
+        return _open_directory(path, source)
     if path.is_file():
         return {"train": from_files([path])}
+    if name == LOCAL_JSON_NAME:
+        return _open_local_json()
     if not _HUB_NAME.fullmatch(name) or data_suffix(path) is not None:
         raise UserError(
             f"--dataset_name: {name} is neither a file or directory here nor a hub name (owner/name); check the path"
         )
-    return _open_hub(name, source)
+    return open_hub(
+        name,
+        source.dataset_config_name,
+        token=source.token,
+        revision=source.revision,
+        cache_dir=source.cache_dir,
+        row_limits=_row_limits(source),
+    )
 
 
-def _open_directory(directory: Path) -> dict[str, RowSource]:
+def _row_limits(source: DataSource) -> "dict[str, int] | None":
+    """Split → how many rows of a stream are wanted; the key "" stands for every other split. None: no stream."""
+    if not source.streaming:
+        return None
+    limits = {"": (source.max_train_samples or 0) + (source.eval_dataset_size or 0)}
+    if source.max_eval_samples is not None:
+        limits |= dict.fromkeys(source.eval_splits or VALIDATION_SPLITS, source.max_eval_samples)
+    return limits
+
+
+def _open_local_json() -> dict[str, RowSource]:
+    missing = [file for file in LOCAL_JSON_FILES.values() if not Path(file).is_file()]
+    if missing:
+        raise UserError(
+            f"--dataset_name: {LOCAL_JSON_NAME} means data/train.json and data/eval.json under {Path.cwd()}; "
+            f"{' and '.join(missing)} not found there"
+        )
+    return {split: from_files([Path(file)]) for split, file in LOCAL_JSON_FILES.items()}
+
+
+def _open_directory(directory: Path, source: DataSource) -> dict[str, RowSource]:
     """A `save_to_disk` directory, or data files named for their split (train.jsonl, test-00000-of-00002.parquet)."""
+    config = source.dataset_config_name
+    if config not in (None, "default"):
+        if not (directory / str(config)).is_dir():
+            return {"train": from_files([_file_of_config(directory, str(config))])}
+        directory = directory / str(config)
     if (directory / "dataset_dict.json").is_file() or (directory / "state.json").is_file():
         saved = datasets.load_from_disk(str(directory))
         parts = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
@@ -222,67 +349,40 @@ def _open_directory(directory: Path) -> dict[str, RowSource]:
         for file in itertools.chain(directory.iterdir(), directory.glob("data/*"))
         if file.is_file() and data_suffix(file) is not None
     )
+    asked = [*(source.train_splits or ()), *(source.eval_splits or ())]
     by_split: dict[str, list[Path]] = {}
     for file in files:
-        split = re.split(r"[-_.]", file.name)[0]
-        if split == "train" or split in VALIDATION_SPLITS:
+        names = (
+            split
+            for split in (*asked, "train", *VALIDATION_SPLITS)
+            if re.match(rf"{re.escape(split)}[-_.]", file.name)
+        )
+        split = next(names, None)
+        if split is not None:
             by_split.setdefault(split, []).append(file)
     if not by_split and len(files) == 1:
         by_split = {"train": files}
-    if "train" not in by_split:
+    if "train" not in by_split and not source.train_splits:
         found = ", ".join(file.name for file in files) or "no data files"
         raise UserError(
             f"--dataset_name: the directory {directory} holds {found}; it needs train.* "
-            f"({', '.join(READERS)}) or what save_to_disk writes, or name one of its files"
+            f"({', '.join(READERS)}) or what save_to_disk writes, or name one of its files, or its splits with "
+            "--train_splits"
         )
     return {split: from_files(paths) for split, paths in by_split.items()}
 
 
-def _open_hub(name: str, source: DataSource) -> dict[str, RowSource]:
-    if source.streaming and source.max_train_samples is None:
-        raise UserError("--streaming: needs --max_train_samples, the number of rows at which to stop reading")
-    with _hub_failures_explained(name, source):
-        loaded = datasets.load_dataset(
-            name,
-            source.dataset_config_name,
-            token=source.token,
-            revision=source.revision,
-            cache_dir=source.cache_dir,
-            streaming=source.streaming,
-        )
-    if source.streaming:
-        return {str(split): _first_rows(str(split), rows, name, source) for split, rows in loaded.items()}
-    return {
-        str(split): from_dataset(part, f"{name} ({split})", fingerprint_of_values(name, part._fingerprint))
-        for split, part in loaded.items()
-    }
-
-
-def _first_rows(split: str, rows: "datasets.IterableDataset", name: str, source: DataSource) -> RowSource:
-    """The rows of a stream up to the limits, held in memory (their content is their fingerprint)."""
-    limit = (source.max_train_samples or 0) + (source.eval_dataset_size or 0)
-    if split in VALIDATION_SPLITS and source.max_eval_samples is not None:
-        limit = source.max_eval_samples
-    with _hub_failures_explained(name, source):
-        first_rows = list(itertools.islice(rows, limit))
-    return from_list(first_rows, f"{name} ({split})")
-
-
-@contextmanager
-def _hub_failures_explained(name: str, source: DataSource) -> Iterator[None]:
-    """Around calls of the hub's libraries only: they raise a dozen unrelated kinds, different in each version."""
-    try:
-        yield
-    except Exception as error:
-        cause = " ".join(str(error).split()) or "no message"
-        if source.token:
-            cause = cause.replace(source.token, "[token]")
-        tried = [
-            f"the hub could not give the data set {name}",
-            *([f"config {source.dataset_config_name}"] if source.dataset_config_name else []),
-            *([f"revision {source.revision}"] if source.revision else []),
-            f"{'with' if source.token else 'without'} an access token",
-        ]
+def _file_of_config(directory: Path, config: str) -> Path:
+    """The data file of a directory that is named as a configuration."""
+    files = [
+        file
+        for file in sorted(directory.iterdir())
+        if data_suffix(file) and file.name.startswith(f"{config}.")
+    ]
+    if not files:
+        found = ", ".join(sorted(entry.name for entry in directory.iterdir())) or "nothing"
         raise UserError(
-            f"--dataset_name: no file or directory {name} here, and {', '.join(tried)}: {type(error).__name__}: {cause}"
-        ) from error
+            f"--dataset_config_name: the directory {directory} holds no directory and no data file named {config} "
+            f"(it holds {found}); give one of these, or leave the flag out"
+        )
+    return files[0]

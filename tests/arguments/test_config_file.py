@@ -66,7 +66,7 @@ def test_groups_are_only_a_way_to_write(tmp_path: Path) -> None:
         },
     )
     run = parse_sft([path])
-    assert (run.peft.lora_rank, run.data.dataset_name) == (4, "d")
+    assert (run.peft.lora_rank, run.data.dataset_name) == (4, ["d"])
 
 
 def test_a_mapping_for_a_flag_that_takes_one_is_its_value(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_the_sft_command_of_seed_002_means_what_it_says(command: str) -> None:
     assert run.model.model_name_or_path == "meta-llama/Llama-2-7b-chat-hf"
     assert run.model.use_fast_tokenizer is False
     assert run.model.hub_token() is True
-    assert run.data.dataset_name == "Intel/orca_dpo_pairs"
+    assert run.data.dataset_name == ["Intel/orca_dpo_pairs"]
     assert run.data.dataset_concatenation is True
     assert run.data.max_seq_length == 512
     assert (run.peft.peft, run.peft.lora_rank, run.peft.lora_alpha, run.peft.lora_dropout) == (
@@ -76,7 +76,7 @@ def test_the_reward_command_of_seed_002_means_what_it_says(command: str) -> None
     assert run.model.model_name_or_path == "meta-llama/Llama-2-7b-hf"
     assert run.model.torch_dtype == "bfloat16"
     assert run.model.hub_token() == "xxxxxx"
-    assert run.data.dataset_name == "Intel/orca_dpo_pairs"
+    assert run.data.dataset_name == ["Intel/orca_dpo_pairs"]
     assert (run.data.max_length, run.data.validation_split_percentage) == (512, 2)
     assert (run.peft.lora_rank, run.peft.lora_alpha, run.peft.lora_dropout) == (8, 32, 0.1)
     assert run.peft.lora_all_linear is True
@@ -111,7 +111,7 @@ def test_ppo_has_the_defaults_of_rl_training() -> None:
     assert (ppo.save_freq, ppo.output_max_length, ppo.early_stopping) == (None, 128, False)
     assert (training.learning_rate, training.gradient_accumulation_steps, training.seed) == (1.41e-5, 4, 0)
     assert (training.output_dir, training.report_to) == ("runs/", ["none"])
-    assert run.data.dataset_name == "Intel/orca_dpo_pairs"
+    assert run.data.dataset_name == ["Intel/orca_dpo_pairs"]
 
 
 def test_the_merge_command_of_seed_002_means_what_it_says() -> None:

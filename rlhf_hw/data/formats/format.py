@@ -1,6 +1,6 @@
 """What a format is, and how a converter reads a row without ever guessing."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,10 @@ class MalformedRow(ValueError):
     """A row that cannot be converted; the message is the reason, the same words for the same fault."""
 
 
+def as_they_are(rows: Iterator[Any]) -> Iterator[Any]:
+    return rows
+
+
 @dataclass(frozen=True)
 class Format:
     """One family of data sets: how to know it by its columns, and how to make an `Example` of a row.
@@ -22,6 +26,10 @@ class Format:
     `example_columns`: the column sets it knows, in words for the error a user reads.
     `chat_prompt(row)`: the prompt as messages, for `--task chat` (without it, a text prompt becomes one
     user message). Only called on rows that `convert` accepted.
+    `set_names`: sets whose columns another format has too, with other text in them. Such a format is told by a part
+    of the set's name or path (and its columns), never by columns alone.
+    `gather(rows)`: rows that `convert` takes, where an example needs several of the set's rows.
+    `content`: what decides the text beside the code, where a user's file does; part of the cache's name.
     """
 
     name: str
@@ -29,6 +37,9 @@ class Format:
     convert: Callable[[Row], Example]
     example_columns: str
     chat_prompt: Callable[[Row], tuple[Message, ...]] | None = None
+    set_names: tuple[str, ...] = ()
+    gather: Callable[[Iterator[Any]], Iterator[Any]] = as_they_are
+    content: str = ""
 
 
 def required_text(row: Row, column: str) -> str:

@@ -12,6 +12,7 @@ from rlhf_hw.data.example import Example, Message, Role
 from rlhf_hw.data.formats.format import Format, MalformedRow, Row, answer_of, required_text
 
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_ANY_SPEAKER = re.compile(r"(?:^|\s)(Human|Assistant):")
 _ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -26,6 +27,21 @@ def parse_transcript(text: str, column: str) -> tuple[Message, ...]:
     if not all(message.content for message in messages):
         raise MalformedRow(f"a turn in {column} is empty")
     return messages
+
+
+def transcript_prompt(text: str) -> tuple[Message, ...]:
+    """The turns of a prompt that is a transcript up to "Assistant:"; any other text is one message of the user.
+
+    Here white space of any kind may stand between the turns: "Human: … Assistant:" is how many sets write it.
+    """
+    before, *turns = _ANY_SPEAKER.split(text)
+    speakers, said = turns[::2], [turn.strip() for turn in turns[1::2]]
+    is_transcript = not before.strip() and len(turns) > 2 and speakers[0] == "Human"
+    if is_transcript and speakers[-1] == "Assistant" and not said[-1] and all(said[:-1]):
+        return tuple(
+            Message(_ROLES[speaker], text) for speaker, text in zip(speakers[:-1], said[:-1], strict=True)
+        )
+    return (Message("user", text),)
 
 
 def _matches(columns: Sequence[str], first_row: Row) -> bool:

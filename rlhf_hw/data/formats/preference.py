@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from rlhf_hw.data.example import Example, Message
 from rlhf_hw.data.formats.format import Format, MalformedRow, Row, answer_of, read_messages, required_text
+from rlhf_hw.data.formats.hh_rlhf import transcript_prompt
 
 Prompt = str | tuple[Message, ...]
 
@@ -67,4 +68,5 @@ FORMAT = Format(
     matches=_matches,
     convert=_convert,
     example_columns="prompt [chosen rejected | completion] (text or message lists) | chosen rejected (message lists)",
+    chat_prompt=lambda row: transcript_prompt(row["prompt"]),
 )
