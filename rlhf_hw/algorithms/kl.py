@@ -27,8 +27,16 @@ def log_ratio(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return at_least_float32(logprobs) - at_least_float32(ref_logprobs)
 
 
+def clamped(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """max(d, 0): only what the policy likes better than the reference costs; no estimate of KL.
+
+    Sun et al. 2023, "Exploring the impact of low-rank adaptation on RLHF" (arXiv 2309.09055), `clamped_kl`.
+    """
+    return log_ratio(logprobs, ref_logprobs).clamp(min=0)
+
+
 def half_squared(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """k2 = d² / 2: never negative, low variance, biased (exact to second order in d)."""
+    """k2 = d² / 2: never negative, low variance, biased (exact to second order in d). Also mse, squared_error."""
     return log_ratio(logprobs, ref_logprobs).square() / 2
 
 
@@ -38,6 +46,18 @@ def bregman(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return (
         torch.expm1(-d) + d
     )  # expm1: near d = 0 the difference is d² / 2, below the rounding of exp(-d) - 1
+
+
+def jensen_shannon(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """(max(log p - log m, 0) + max(log q - log m, 0)) / 2 with m = (p + q) / 2; Sun et al. 2023.
+
+    At most log(2) / 2 nats a token, however far apart p and q are: one of the two terms is always 0. It has no
+    estimate of the Jensen-Shannon divergence as its mean; the name is the paper's code's. In log space: p and q of a
+    rare token would both be 0 in float32.
+    """
+    d = log_ratio(logprobs, ref_logprobs)
+    # log p - log m = log 2 - log(1 + q / p), and of the two terms the one with the larger probability is not negative
+    return (math.log(2) - torch.nn.functional.softplus(-d.abs())) / 2
 
 
 def absolute(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -64,8 +84,10 @@ def full(logits: Tensor, ref_logits: Tensor) -> Tensor:
 
 KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "kl": log_ratio,
+    "clamped_kl": clamped,
     "k2": half_squared,
     "k3": bregman,
+    "jensen_shannon": jensen_shannon,
     "abs": absolute,
     "full": full,
 }
@@ -136,10 +158,36 @@ class AdaptiveKLController(FixedKLController):
         """
         if not math.isfinite(current_kl):
             raise ValueError(f"KL must be finite to steer by, found {current_kl}")
+        error = min(max(current_kl / self.target - 1.0, -self.MAX_ERROR), self.MAX_ERROR)
+        self.kl_coef *= 1.0 + error * self.gain(n_samples)
+
+    def gain(self, n_samples: int) -> float:
+        """How much of the relative error an update of so many responses makes good."""
         if self.MAX_ERROR * n_samples >= self.horizon:
             raise ValueError(
                 f"adaptive KL horizon {self.horizon} is too short for {n_samples} samples an update; "
                 f"it must exceed {self.MAX_ERROR * n_samples:g}"
             )
-        error = min(max(current_kl / self.target - 1.0, -self.MAX_ERROR), self.MAX_ERROR)
-        self.kl_coef *= 1.0 + error * n_samples / self.horizon
+        return n_samples / self.horizon
+
+
+class ProportionalKLController(AdaptiveKLController):
+    """A KL coefficient steered with a gain of its own, whatever the number of responses in an update.
+
+        error    = clip(current_kl / target - 1, -0.2, 0.2)
+        kl_coef *= 1 + k_beta * error
+
+    Ziegler et al. 2019 §2.2 with K_beta as it stands there (0.1); AlpacaFarm's AdaptiveKLController.
+
+    Args: `init_kl_coef` reward per nat; `target` nats per response; `k_beta` in (0, 5): from 5 = 1 / 0.2 on the
+    coefficient could turn negative. Raises ValueError otherwise.
+    """
+
+    def __init__(self, init_kl_coef: float, target: float, k_beta: float) -> None:
+        super().__init__(init_kl_coef, target, horizon=1)
+        if not 0 < k_beta < 1 / self.MAX_ERROR:
+            raise ValueError(f"k_beta must lie between 0 and {1 / self.MAX_ERROR:g}, found {k_beta}")
+        self.k_beta = k_beta
+
+    def gain(self, n_samples: int) -> float:
+        return self.k_beta

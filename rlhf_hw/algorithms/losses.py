@@ -101,6 +101,66 @@ def pairwise_reward_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None
     return -torch.nn.functional.logsigmoid(difference)
 
 
+def cross_entropy_reward_loss(
+    first: Tensor, second: Tensor, preference: Tensor, margin: Tensor | None = None
+) -> Tensor:
+    """Binary cross-entropy of each `preference` given the logit second - first, in nats: [B] scores -> [B].
+
+    AlpacaFarm's reward-model loss. `preference` [B] says which answer was preferred, 1 or 2; for those labels this is
+    `pairwise_reward_loss` of the preferred over the other. `margin` [B] is taken off the preferred answer's lead.
+    Raises ValueError where shapes differ, or a preference is neither 1 nor 2.
+    """
+    require_same_shape(first=first, second=second, preference=preference)
+    if not ((preference == 1) | (preference == 2)).all():
+        raise ValueError(f"a preference is 1 or 2, found {sorted(set(preference.tolist()))}")
+    logit = at_least_float32(second) - at_least_float32(first)
+    label = preference.to(logit.dtype) - 1
+    if margin is not None:
+        require_same_shape(first=first, margin=margin)
+        logit = logit - at_least_float32(margin) * (2 * label - 1)
+    return torch.nn.functional.binary_cross_entropy_with_logits(logit, label, reduction="none")
+
+
+def tokenwise_reward_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    compared: Tensor,
+    margin: Tensor | None = None,
+) -> Tensor:
+    """Mean of -log sigmoid(chosen - rejected - margin) over the compared tokens of each pair: [B, T] -> [B].
+
+    DeepSpeed-Chat's reward-model loss, but for its padding: `compared` and the values are those of `divergent_part`.
+    Raises ValueError where shapes differ. 0 for a pair without a compared token.
+    """
+    require_same_shape(chosen=chosen, rejected=rejected, compared=compared)
+    wide = None if margin is None else margin[:, None].expand_as(chosen)
+    losses = zero_padding(pairwise_reward_loss(chosen, rejected, wide), compared)
+    return losses.sum(dim=1) / compared.bool().sum(dim=1).clamp(min=1)
+
+
+def divergent_part(
+    chosen_ids: Tensor, rejected_ids: Tensor, chosen_mask: Tensor, rejected_mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which tokens of a pair `tokenwise_reward_loss` compares: (compared, chosen_at, rejected_at), [B, T] each.
+
+    Args: ids and masks [B, T], right padded; masks nonzero on real tokens.
+    `compared` (bool) is true from the first token that differs to the end of the longer answer. `chosen_at` and
+    `rejected_at` are the columns whose value stands for each side there: its own token, and beyond its end its *last*
+    one, whose value is the answer's score. So no padding is ever read, each token from the fork on is compared, and
+    so are the two scores. (DeepSpeed-Chat reads the padding of the shorter answer there.)
+    """
+    chosen_real, rejected_real = chosen_mask.bool(), rejected_mask.bool()
+    differs = (chosen_ids != rejected_ids) | (chosen_real != rejected_real)
+    either = chosen_real | rejected_real
+    compared = ((differs & either).cumsum(dim=1) > 0) & either
+    columns = torch.arange(chosen_ids.shape[1], device=chosen_ids.device)
+    chosen_at, rejected_at = (
+        torch.minimum(columns, (real.sum(dim=1, keepdim=True) - 1).clamp(min=0))
+        for real in (chosen_real, rejected_real)
+    )
+    return compared, chosen_at, rejected_at
+
+
 def row_chunks(logits: Tensor) -> Iterator[Tensor]:
     """Views [n, V] of `logits` [..., V], in row-major order, of at most CHUNK_ELEMENTS elements (or one row).
 

@@ -1,5 +1,6 @@
 """The flags of PPO (`rl_training.py`, `rlhf-hw ppo`)."""
 
+# ruff: noqa: RUF009 - HfArg returns a dataclasses.field
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,16 +9,16 @@ from typing import Any, Literal
 
 from transformers.hf_argparser import HfArg
 
-from rlhf_hw.arguments.checks import at_least, check_run
 from rlhf_hw.arguments.data import PPODataArguments
 from rlhf_hw.arguments.hardware import HardwareArguments
 from rlhf_hw.arguments.model import ModelArguments
 from rlhf_hw.arguments.options import with_defaults
 from rlhf_hw.arguments.parser import StageParser
 from rlhf_hw.arguments.peft import PeftArguments
+from rlhf_hw.arguments.ppo_checks import check_ppo
+from rlhf_hw.arguments.reward import LEADING_PADDING_HELP, leading_padding_note
 from rlhf_hw.arguments.run import Run, assemble
 from rlhf_hw.arguments.training import training_flags_class
-from rlhf_hw.errors import UserError
 
 PPOPeftArguments = with_defaults(PeftArguments, {"lora_rank": 16, "lora_alpha": 32})
 PPOData = with_defaults(PPODataArguments, {"dataset_name": ["Intel/orca_dpo_pairs"]})
@@ -32,6 +33,9 @@ _TRAINING_DEFAULTS: dict[str, Any] = {
     "logging_steps": 1,
     "do_train": True,
 }
+
+#: other names of KL estimators, and what they are called here
+KL_SPELLINGS = {"k1": "kl", "mse": "k2", "squared_error": "k2", "bregman": "k3"}
 
 #: TrainingArguments' flags that PPO has in another unit
 _COUNTED_OTHERWISE = {
@@ -71,18 +75,38 @@ class PPOArguments:
         help="trunk: a value head on the policy's own last layer. separate: a value model of its own, started from "
         "--critic_model_name or the policy.",
     )
+    init_value_with_reward: bool = HfArg(
+        default=False,
+        help="The value model starts as a copy of the reward model; it is then a model of its own (--value_model "
+        "separate).",
+    )
+    critic_lora_rank: int | None = HfArg(
+        default=None,
+        help="LoRA rank of a separate value model; 0 trains it whole. Not said: adapted as the policy is (--peft).",
+    )
+    critic_lora_target_modules: list[str] | None = HfArg(
+        default=None,
+        help="Layers of the value model that get LoRA, by the end of their names. Not said: those of the policy.",
+    )
 
     # how much
     steps: int = HfArg(
         default=20000,
         help="Samples (answers) to learn from, over all processes; rounded up to whole updates.",
     )
-    batch_size: int = HfArg(default=32, help="Answers rolled out for one update, on each process.")
+    batch_size: int = HfArg(
+        default=32,
+        help="Answers rolled out at a time, on each process; an update learns from --generation_batches times as many.",
+    )
+    generation_batches: int = HfArg(
+        default=1,
+        help="How many batches of --batch_size answers are rolled out, one after another, for an update.",
+    )
     mini_batch_size: int = HfArg(
         default=1,
         aliases=["--per_device_train_batch_size"],
         help="Answers in one forward and backward pass, on each process. An optimizer step takes mini_batch_size times "
-        "--gradient_accumulation_steps of them, which must divide batch_size.",
+        "--gradient_accumulation_steps of them, which must divide batch_size times --generation_batches.",
     )
     ppo_epochs: int = HfArg(default=4, help="How often an update goes over its answers.")
     save_freq: int | None = HfArg(
@@ -105,13 +129,30 @@ class PPOArguments:
     top_p: float = HfArg(
         default=1.0, help="Sample from the likeliest tokens that hold this much probability."
     )
+    truncate_tokens: list[str] | None = HfArg(
+        default=None,
+        help="An answer is cut after the first of these tokens, as after EOS; one without any of them gets "
+        "--penalty_reward_value as its score.",
+    )
+    truncate_after: int | None = HfArg(
+        default=None,
+        help="With --truncate_tokens: more tokens than this must stand before the token that ends an answer, or the "
+        "answer counts as one without.",
+    )
     batched_gen: bool = HfArg(default=False, help="No effect here: answers are always generated in batches.")
 
     # reward shaping
     reward_baseline: float = HfArg(default=0.0, help="Taken off every score.")
     normalize_scores: bool = HfArg(
         default=False,
-        help="Scores minus mean, over standard deviation, of the chosen answers, as saved with the reward model.",
+        help="Scores minus mean, over standard deviation, of the chosen answers, as saved with the reward model or as "
+        "--reward_mean and --reward_std have them.",
+    )
+    reward_mean: float | None = HfArg(
+        default=None, help="With --normalize_scores: this mean, not the one saved with the reward model."
+    )
+    reward_std: float | None = HfArg(
+        default=None, help="With --normalize_scores: this standard deviation, not the saved one."
     )
     use_score_scaling: bool = HfArg(default=False, help="Divide scores by their running standard deviation.")
     use_score_norm: bool = HfArg(
@@ -123,6 +164,15 @@ class PPOArguments:
     missing_eos_penalty: float | None = HfArg(
         default=None, help="Taken off the score of an answer that did not end by itself."
     )
+    penalty_reward_value: float = HfArg(
+        default=-1.0,
+        help="Score, whatever else shapes scores, of an answer without any of --truncate_tokens.",
+    )
+    min_answer_tokens: int = HfArg(
+        default=0,
+        help="Answers of fewer tokens are not learnt from. (DeepSpeed-Chat drops answers of one token: 2.)",
+    )
+    num_padding_at_beginning: int = HfArg(default=0, help=LEADING_PADDING_HELP)
     whiten_rewards: bool = HfArg(default=False, help="Scale the rewards of a batch to variance 1, mean kept.")
 
     # KL
@@ -132,10 +182,28 @@ class PPOArguments:
     )
     kl_target: float = HfArg(default=6.0, help="KL an answer (nats) that the adaptive weight aims at.")
     kl_horizon: int = HfArg(default=10000, help="Samples over which the adaptive weight adapts.")
-    kl_estimator: Literal["kl", "k2", "k3", "abs", "full"] = HfArg(
+    k_beta: float | None = HfArg(
+        default=None,
+        help="With --adap_kl_ctrl: the weight changes by this times the relative error in every update (AlpacaFarm's "
+        "rule: 0.1), not by samples over --kl_horizon.",
+    )
+    kl_estimator: Literal[
+        "kl",
+        "k1",
+        "clamped_kl",
+        "k2",
+        "mse",
+        "squared_error",
+        "k3",
+        "bregman",
+        "jensen_shannon",
+        "abs",
+        "full",
+    ] = HfArg(
         default="kl",
-        help="KL of a token, with d = log p - log q: kl is d, k2 is d*d/2 (also known as mse), k3 is exp(-d)-1+d, abs "
-        "is |d|, full sums over the vocabulary.",
+        help="KL of a token, with d = log p - log q: kl (or k1) is d, clamped_kl is max(d, 0), k2 (or mse, squared_error) "
+        "is d*d/2, k3 (or bregman) is exp(-d)-1+d, jensen_shannon compares both with their mean, abs is |d|, full sums "
+        "over the vocabulary.",
     )
     early_stopping: bool = HfArg(
         default=False,
@@ -154,12 +222,51 @@ class PPOArguments:
         default=0.2, aliases=["--cliprange_value"], help="Clipping of the change in value."
     )
     vf_coef: float = HfArg(default=0.1, help="Weight of the value loss.")
+    critic_learning_rate: float | None = HfArg(
+        default=None, help="Learning rate of the value head or value model. Not said: --learning_rate."
+    )
+    critic_weight_decay: float | None = HfArg(
+        default=None, help="Weight decay of the value head or value model. Not said: --weight_decay."
+    )
     whiten_advantages: bool = HfArg(
         default=True, help="Scale the advantages of a batch to mean 0 and variance 1, padding left out."
     )
     ratio_threshold: float = HfArg(
         default=10.0, help="Skip a minibatch whose mean ratio of new to old probability is above this."
     )
+    align_overflow: bool = HfArg(
+        default=False,
+        help="No effect here: policy and value function share one optimizer, and a step with a gradient that is not "
+        "finite is always left out for both.",
+    )
+
+    # beside PPO
+    unsupervised_dataset_name: str | None = HfArg(
+        default=None,
+        help="Text (hub name, directory or file) to go on modelling beside PPO, in blocks of 512 tokens, against "
+        "forgetting (PTX).",
+    )
+    unsupervised_dataset_config_name: str | None = HfArg(
+        default=None, help="Configuration of --unsupervised_dataset_name."
+    )
+    unsup_coef: float = HfArg(default=27.8, help="Weight of that loss beside PPO's.")
+    enable_ema: bool = HfArg(
+        default=False, help="Keep an exponential average of the policy's weights too, saved in actor_ema/."
+    )
+    ema_decay: float = HfArg(default=0.992, help="How much of that average stays in each optimizer step.")
+
+    def __post_init__(self) -> None:
+        self.kl_estimator = KL_SPELLINGS.get(self.kl_estimator, self.kl_estimator)  # type: ignore[assignment]
+
+    @property
+    def separate_critic(self) -> bool:
+        """Whether the value function is a model of its own."""
+        return self.value_model == "separate" or self.init_value_with_reward
+
+    @property
+    def answers_per_update(self) -> int:
+        """Answers that one process learns from in one update."""
+        return self.batch_size * self.generation_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,74 +300,21 @@ def parse_ppo(argv: Sequence[str] | None = None) -> PPORun:
     """The settings on the command line. Bad input ends the process: one line, exit status 2."""
     parser = ppo_parser()
     parsed = parser.parse(argv)
-    return parser.checked(assemble(PPORun, parsed, PPODataArguments, PPOArguments), check_ppo)
+    notes = notes_on(parsed[PPOArguments], parsed.given)
+    return parser.checked(assemble(PPORun, parsed, PPODataArguments, PPOArguments, notes), check_ppo)
 
 
-def check_ppo(run: PPORun) -> None:
-    """Contradictions in the settings of this stage.
-
-    Raises:
-        UserError: names the flag, what was found, what to do.
-    """
-    check_run(run)
-    _check_reward(run.stage)
-    _check_batches(run.stage, run.training.gradient_accumulation_steps)
-    _check_numbers(run)
-    if run.stage.critic_model_name is not None and run.stage.value_model == "trunk":
-        raise UserError(
-            "--critic_model_name: is a model of its own; give --value_model separate, or leave it out"
+def notes_on(ppo: PPOArguments, given: frozenset[str]) -> list[str]:
+    """Lines on flags that do not act as given."""
+    notes = leading_padding_note(ppo.num_padding_at_beginning)
+    if ppo.align_overflow:
+        notes.append(
+            "--align_overflow: always so here: a step with a gradient that is not finite is left out for policy and value"
         )
-
-
-def _check_reward(ppo: PPOArguments) -> None:
-    if (ppo.reward_model_name is None) == (ppo.reward_function is None):
-        found = "neither was" if ppo.reward_model_name is None else "both were"
-        raise UserError(f"--reward_model_name and --reward_function: {found} given; give exactly one")
-    if ppo.reward_function is not None:
-        module, _, function = ppo.reward_function.partition(":")
-        if not all(part.isidentifier() for part in [*module.split("."), function]):
-            raise UserError(
-                f"--reward_function: got {ppo.reward_function!r}, expected package.module:function"
-            )
-        if ppo.normalize_scores:
-            raise UserError("--normalize_scores: needs the statistics of a --reward_model_name")
-    if ppo.use_score_norm and not ppo.use_score_scaling:
-        raise UserError("--use_score_norm: acts with --use_score_scaling only; give that too")
-
-
-def _check_batches(ppo: PPOArguments, accumulation: int) -> None:
-    at_least(1, ppo, "steps", "batch_size", "mini_batch_size", "ppo_epochs", "save_freq")
-    step = ppo.mini_batch_size * accumulation
-    if ppo.batch_size % step:
-        raise UserError(
-            f"--batch_size: {ppo.batch_size} is not a multiple of --mini_batch_size {ppo.mini_batch_size} x "
-            f"--gradient_accumulation_steps {accumulation} = {step}; change one of them"
+    if "k_beta" in given and ppo.k_beta is not None and not ppo.adap_kl_ctrl:
+        notes.append("--k_beta: without effect, since --adap_kl_ctrl is false")
+    if ppo.init_value_with_reward and ppo.value_model == "trunk":
+        notes.append(
+            "--init_value_with_reward: the value function is a model of its own (--value_model separate)"
         )
-
-
-def _check_numbers(run: PPORun) -> None:
-    ppo = run.stage
-    at_least(1, run.data, "max_prompt_length", "eval_prompts")
-    at_least(1, ppo, "output_max_length", "kl_horizon")
-    at_least(0, ppo, "output_min_length", "top_k", "init_kl_coef", "vf_coef", "missing_eos_penalty")
-    if ppo.output_min_length > ppo.output_max_length:
-        raise UserError(
-            f"--output_min_length: {ppo.output_min_length} is above --output_max_length {ppo.output_max_length}"
-        )
-    for name in (
-        "temperature",
-        "clip_range",
-        "clip_range_value",
-        "kl_target",
-        "target_kl",
-        "ratio_threshold",
-    ):
-        if getattr(ppo, name) <= 0:
-            raise UserError(f"--{name}: got {getattr(ppo, name)}, expected a number above 0")
-    if ppo.score_clip is not None and ppo.score_clip <= 0:
-        raise UserError(f"--score_clip: got {ppo.score_clip}, expected a number above 0")
-    for name in ("gamma", "lam"):
-        if not 0 <= getattr(ppo, name) <= 1:
-            raise UserError(f"--{name}: got {getattr(ppo, name)}, expected a number from 0 to 1")
-    if not 0 < ppo.top_p <= 1:
-        raise UserError(f"--top_p: got {ppo.top_p}, expected a number above 0 and at most 1")
+    return notes

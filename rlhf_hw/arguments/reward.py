@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from transformers.hf_argparser import HfArg
 
 from rlhf_hw.arguments.checks import at_least, check_run
 from rlhf_hw.arguments.data import RewardDataArguments
@@ -24,12 +27,34 @@ RewardData = with_defaults(
     RewardDataArguments, {"dataset_name": ["Intel/orca_dpo_pairs"], "validation_split_percentage": 2}
 )
 
+LEADING_PADDING_HELP = (
+    "No effect here: DeepSpeed-Chat looks for an answer's end by the padding id, and must be told of the one that OPT's "
+    "rows begin with. Here the attention mask tells what is padding."
+)
+
 
 @dataclass(kw_only=True)
 class RewardArguments:
-    """What belongs to this stage alone: nothing yet."""
+    """What belongs to this stage alone."""
 
     _argument_group_name = "Reward modelling"
+
+    rm_loss: Literal["last_token", "tokenwise", "cross_entropy"] = HfArg(
+        default="last_token",
+        help="last_token: -log sigmoid of the difference of the two answers' scores. tokenwise: the mean of that over the "
+        "tokens from the first that differs on (DeepSpeed-Chat, without its padding). cross_entropy: of the preference "
+        "given the difference (AlpacaFarm); the same number as last_token.",
+    )
+    num_padding_at_beginning: int = HfArg(default=0, help=LEADING_PADDING_HELP)
+
+
+def leading_padding_note(tokens: int) -> list[str]:
+    """A line on --num_padding_at_beginning, where it was set."""
+    if not tokens:
+        return []
+    return [
+        f"--num_padding_at_beginning {tokens}: without effect, the attention mask tells where an answer ends"
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +86,9 @@ def parse_reward(argv: Sequence[str] | None = None) -> RewardRun:
     """The settings on the command line. Bad input ends the process: one line, exit status 2."""
     parser = reward_parser()
     parsed = parser.parse(argv)
-    return parser.checked(assemble(RewardRun, parsed, RewardDataArguments, RewardArguments), check_reward)
+    notes = leading_padding_note(parsed[RewardArguments].num_padding_at_beginning)
+    run = assemble(RewardRun, parsed, RewardDataArguments, RewardArguments, notes)
+    return parser.checked(run, check_reward)
 
 
 def check_reward(run: RewardRun) -> None:
@@ -73,5 +100,6 @@ def check_reward(run: RewardRun) -> None:
     check_run(run)
     at_least(1, run.training, "per_device_train_batch_size")
     at_least(2, run.data, "max_length")
+    at_least(0, run.stage, "num_padding_at_beginning")
     if run.peft.peft not in ("lora", None):
         raise UserError(f"--peft: got {run.peft.peft}, but a reward model takes lora or none")

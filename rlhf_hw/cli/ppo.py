@@ -12,11 +12,14 @@ import torch
 
 from backends.shapes import RolloutShapes
 from rlhf_hw.algorithms.kl import AdaptiveKLController
+from rlhf_hw.arguments.peft import PeftArguments
 from rlhf_hw.arguments.ppo import PPORun, parse_ppo
 from rlhf_hw.cli.entry import command
 from rlhf_hw.cli.session import Session
 from rlhf_hw.data.lengths import row_lengths
+from rlhf_hw.data.sources import DataSource
 from rlhf_hw.data.tokenize import for_prompts
+from rlhf_hw.data.unsupervised import unsupervised_blocks
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.load import check_reward_model, load_policy, load_reward_model, load_sequence_classifier
 from rlhf_hw.models.reward_model import RewardModel, RewardStatistics
@@ -25,6 +28,7 @@ from rlhf_hw.models.wrapping import remove_dropout
 from rlhf_hw.rollout.generate import GenerateEngine
 from rlhf_hw.trainers import trainer_for
 from rlhf_hw.trainers.ppo import PPOMixin, collate_indices, steps_per_update, updates_in
+from rlhf_hw.trainers.ptx import BLOCK_SIZE
 from rlhf_hw.trainers.scoring import (
     FunctionScorer,
     RewardModelScorer,
@@ -61,8 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.model.tokenizer_name or run.model.model_name_or_path, "--tokenizer_name"
     )
     prompts, held_out = tokenized(session, run, tokenizer)
+    text = unsupervised_text(session, run, tokenizer)
     session.say(
-        f"{updates} updates of {run.stage.batch_size * world} answers, {per_update} optimizer steps each; logging, "
+        f"{updates} updates of {run.stage.answers_per_update * world} answers, {per_update} optimizer steps each; logging, "
         "saving and evaluating count in updates"
     )
     if run.dry_run:
@@ -89,11 +94,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             data_collator=collate_indices,
             processing_class=tokenizer,
             settings=run.stage,
-            engine=GenerateEngine(tokenizer, shapes, options=session.backend.generation_options()),
+            engine=GenerateEngine(
+                tokenizer, shapes, run.stage.batch_size, options=session.backend.generation_options()
+            ),
             scorer=scorer,
             shapes=shapes,
             synchronize=session.backend.synchronize,
             statistics=statistics,
+            unsupervised=text,
             on_samples=lambda update, rows: directory.log_samples(update * per_update, rows[:SAMPLES_KEPT]),
         )
         session.train(trainer, directory)
@@ -119,9 +127,9 @@ def counted_in_updates(run: PPORun, per_update: int) -> dict[str, Any]:
 
 def check_horizon(run: PPORun, world_size: int) -> None:
     """The adaptive coefficient must not be able to turn negative within one update."""
-    answers = run.stage.batch_size * world_size
+    answers = run.stage.answers_per_update * world_size
     least = AdaptiveKLController.MAX_ERROR * answers
-    if run.stage.adap_kl_ctrl and least >= run.stage.kl_horizon:
+    if run.stage.adap_kl_ctrl and run.stage.k_beta is None and least >= run.stage.kl_horizon:
         raise UserError(
             f"--kl_horizon: {run.stage.kl_horizon} is too short for {answers} answers an update; it must exceed {least:g}"
         )
@@ -155,7 +163,7 @@ def actor_critic(session: Session, run: PPORun, tokenizer: Any) -> ActorCritic:
     policy.config.pad_token_id = tokenizer.pad_token_id
     policy = session.with_adapter(policy, "CAUSAL_LM")
     critic = None
-    if run.stage.value_model == "separate":
+    if run.stage.separate_critic:
         critic = separate_critic(session, run, tokenizer)
     reference = None
     if run.stage.reference_model_name is not None or run.peft.peft is None:
@@ -177,27 +185,85 @@ def actor_critic(session: Session, run: PPORun, tokenizer: Any) -> ActorCritic:
 
 
 def separate_critic(session: Session, run: PPORun, tokenizer: Any) -> RewardModel:
-    """A value model of its own, from `--critic_model_name` or from the policy with a head that starts at zero."""
-    name = run.stage.critic_model_name or run.model.model_name_or_path
-    flag = "--model_name" if run.stage.critic_model_name is None else "--critic_model_name"
+    """A value model of its own: the reward model, `--critic_model_name`, or the policy with a head that starts at zero."""
+    ppo, model_name = run.stage, run.model.model_name_or_path
+    flag, name = "--critic_model_name", ppo.critic_model_name
+    if ppo.init_value_with_reward:
+        flag, name = "--reward_model_name", ppo.reward_model_name
+    if name is None:
+        flag = "--model_name"
+    else:
+        check_tokenizer(session, name, flag, tokenizer)
+    peft = critic_adapter(run)
     options = session.load_options(flag, trained=True)
-    classifier = load_sequence_classifier(name, session.quantized(options), tokenizer.pad_token_id)
-    if run.stage.critic_model_name is None:
+    if peft.peft is None:
+        options = replace(options, dtype=torch.float32)
+    elif run.model.quantization_bits() is not None:
+        options = session.quantized(options)
+    classifier = load_sequence_classifier(name or model_name, options, tokenizer.pad_token_id)
+    if name is None:
         torch.nn.init.zeros_(classifier.score.weight)
-    return RewardModel(session.with_adapter(classifier, "SEQ_CLS"))
+    return RewardModel(session.with_adapter(classifier, "SEQ_CLS", peft))
+
+
+def critic_adapter(run: PPORun) -> PeftArguments:
+    """What of a separate value model is trained: as of the policy, but for the flags of its own."""
+    ppo, peft = run.stage, run.peft
+    if ppo.critic_lora_rank == 0:
+        return replace(peft, full_finetune=True)
+    if ppo.critic_lora_rank is not None:
+        peft = replace(peft, full_finetune=False, peft="lora", lora_rank=ppo.critic_lora_rank)
+    if ppo.critic_lora_target_modules is not None:
+        peft = replace(peft, lora_target_modules=ppo.critic_lora_target_modules, lora_all_linear=False)
+    return peft
+
+
+def check_tokenizer(session: Session, name: str, flag: str, tokenizer: Any) -> None:
+    """A value model reads the policy's tokens: they must mean the same to it."""
+    if has_tokenizer(name) and not same_tokenizer(tokenizer, session.tokenizer(name, flag)):
+        raise UserError(
+            f"{flag}: {name} has another tokenizer than the policy, whose tokens a value model reads; leave "
+            "--init_value_with_reward or --critic_model_name out"
+        )
+
+
+def unsupervised_text(session: Session, run: PPORun, tokenizer: Any) -> Any:
+    """Blocks of text to model beside PPO, or None."""
+    ppo = run.stage
+    if ppo.unsupervised_dataset_name is None:
+        return None
+    source = DataSource(
+        dataset_name=ppo.unsupervised_dataset_name,
+        dataset_config_name=ppo.unsupervised_dataset_config_name,
+        cache_dir=run.data.dataset_cache_directory,
+        token=session.token if isinstance(session.token, str) else None,
+    )
+    with session.main_process_first("reading unsupervised text"):
+        size = min(BLOCK_SIZE, tokenizer.model_max_length)
+        blocks = unsupervised_blocks(source, tokenizer, size)
+    session.say(
+        f"unsupervised text: {len(blocks)} blocks of {size} tokens, weight {ppo.unsup_coef:g}; "
+        f"{ppo.mini_batch_size} beside each micro-batch"
+    )
+    return blocks
 
 
 def reward_statistics(run: PPORun) -> RewardStatistics | None:
-    """The statistics saved with the reward model, if there are any; refused where `--normalize_scores` cannot act."""
-    name = run.stage.reward_model_name
-    if name is None:
-        return None
-    check_reward_model(name, "--reward_model_name")
-    statistics = RewardStatistics.load(name)
-    if run.stage.normalize_scores and (statistics is None or statistics.std <= 0):
+    """What scores are normalised by: as given, or as saved with the reward model, if it was.
+
+    Raises:
+        UserError: `--normalize_scores` cannot act.
+    """
+    name, ppo = run.stage.reward_model_name, run.stage
+    if name is not None:
+        check_reward_model(name, "--reward_model_name")
+    if ppo.reward_mean is not None and ppo.reward_std is not None:
+        return RewardStatistics(ppo.reward_mean, ppo.reward_std, count=0)
+    statistics = None if name is None else RewardStatistics.load(name)
+    if ppo.normalize_scores and (statistics is None or statistics.std <= 0):
         raise UserError(
             f"--normalize_scores: {name} has no reward_statistics.json, or one without spread; train it with "
-            "rlhf-hw reward, or leave the flag out"
+            "rlhf-hw reward, give --reward_mean and --reward_std, or leave the flag out"
         )
     return statistics
 

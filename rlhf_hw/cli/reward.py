@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             data_collator=PairCollator(tokenizer.pad_token_id, shapes.pad_length),
             processing_class=tokenizer,
             shapes=shapes,
+            rm_loss=run.stage.rm_loss,
         )
         session.train(trainer, directory)
         if not session.args.do_train:

@@ -21,6 +21,7 @@ from backends.base import BackendError
 from backends.shapes import ShapePolicy, WithinContext, padding_share
 from launchers.accelerate import started_alone
 from rlhf_hw.arguments.data import parse_data_split
+from rlhf_hw.arguments.peft import PeftArguments
 from rlhf_hw.arguments.run import Run
 from rlhf_hw.arguments.training import accepted_fields, training_environment, training_kwargs
 from rlhf_hw.data.sources import DataSource, Purpose, Splits, load_splits
@@ -240,9 +241,9 @@ class Session:
         options = self.load_options(flag, trained=False)
         return load_tokenizer(name, options, use_fast=self.run.model.use_fast_tokenizer)
 
-    def with_adapter(self, model: Any, task_type: str) -> Any:
-        """`model` with the adapter that `--peft` names; all its weights train where it names none."""
-        peft = self.run.peft
+    def with_adapter(self, model: Any, task_type: str, peft: PeftArguments | None = None) -> Any:
+        """`model` with the adapter that `--peft` (or `peft`) names; all its weights train where it names none."""
+        peft = peft or self.run.peft
         if peft.peft is None:
             return model
         config = adapter_config(

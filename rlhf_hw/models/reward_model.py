@@ -74,9 +74,13 @@ class RewardModel(RecomputesActivations, nn.Module):
         outputs = backbone(**inputs)
         return outputs.last_hidden_state
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Scores [B], fp32, of the rows of `input_ids` [B, T]."""
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, every_token: bool = False
+    ) -> torch.Tensor:
+        """Scores [B], fp32, of the rows of `input_ids` [B, T]; with `every_token` the head's output [B, T] everywhere."""
         hidden = self.hidden_states(input_ids, attention_mask)
+        if every_token:
+            return self._head(hidden)
         rows = torch.arange(hidden.shape[0], device=hidden.device)
         return self._head(hidden[rows, last_real_token(attention_mask)])
 

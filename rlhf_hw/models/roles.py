@@ -16,9 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rlhf_hw.algorithms.kl import per_token_kl
-from rlhf_hw.algorithms.losses import entropy_from_logits, selective_log_softmax
+from rlhf_hw.algorithms.losses import cross_entropy_sum, entropy_from_logits, selective_log_softmax
 from rlhf_hw.compat.activation_checkpointing import RecomputesActivations
-from rlhf_hw.models.positions import Selection, answer_positions, logits_at, next_token_positions
+from rlhf_hw.models.positions import (
+    Selection,
+    answer_positions,
+    every_position,
+    logits_at,
+    next_token_positions,
+)
 from rlhf_hw.models.reward_model import RewardModel
 from rlhf_hw.models.weights import load_weights_into, save_weights
 from rlhf_hw.models.wrapping import is_peft, part_of_state
@@ -31,12 +37,13 @@ class TokenStatistics(NamedTuple):
     """One number for each of N response tokens of a batch, row by row, fp32: [N] each.
 
     N is the number of response tokens; or, where an answer width R is given, B·R, what lies beyond an answer's end
-    meaning nothing.
+    meaning nothing. `unsupervised_loss` (0-d): -log p in nats, summed over the unsupervised text that was given too.
     """
 
     logprobs: torch.Tensor
     entropy: torch.Tensor
     values: torch.Tensor
+    unsupervised_loss: torch.Tensor | None = None
 
 
 class ValueHead(nn.Module):
@@ -72,6 +79,14 @@ def token_logprobs(
     where, tokens = answer_tokens(response_mask, answer_width)
     logits = logits_at(policy, where, input_ids=input_ids, attention_mask=attention_mask).logits
     return selective_log_softmax(logits / temperature, input_ids[tokens])
+
+
+def text_loss(policy: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+    """Sum of -log p (nats) of every token but the first of each row of `input_ids` [B, L], without padding: 0-d."""
+    batch, length = input_ids.shape
+    where = every_position(batch, length - 1, input_ids.device)
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    return cross_entropy_sum(logits_at(policy, where, **inputs).logits, input_ids[:, 1:].reshape(-1))
 
 
 class ActorCritic(RecomputesActivations, nn.Module):
@@ -117,10 +132,12 @@ class ActorCritic(RecomputesActivations, nn.Module):
         attention_mask: torch.Tensor,
         response_mask: torch.Tensor,
         answer_width: int | None = None,
+        unsupervised_ids: torch.Tensor | None = None,
     ) -> TokenStatistics:
         """Log-probability and entropy of each response token and the value of the state before it.
 
         `input_ids`, `attention_mask` [B, T] right padded; `response_mask` [B, T] (bool) marks response tokens.
+        `unsupervised_ids` [b, L]: text to model as well, in the same call, since data-parallel training wants one.
         """
         where, tokens = answer_tokens(response_mask, answer_width)
         logits, hidden = logits_at(self.policy, where, input_ids=input_ids, attention_mask=attention_mask)
@@ -133,7 +150,8 @@ class ActorCritic(RecomputesActivations, nn.Module):
         logprobs = selective_log_softmax(logits, input_ids[tokens])
         with torch.no_grad():
             entropy = entropy_from_logits(logits)
-        return TokenStatistics(logprobs, entropy, values)
+        loss = None if unsupervised_ids is None else text_loss(self.policy, unsupervised_ids)
+        return TokenStatistics(logprobs, entropy, values, loss)
 
     @torch.no_grad()
     def reference_logprobs(
@@ -176,6 +194,12 @@ class ActorCritic(RecomputesActivations, nn.Module):
                 yield self.policy
 
     # What the trainer asks of a model
+    def value_parameters(self) -> Iterator[nn.Parameter]:
+        """The weights of the value head, or of the value model."""
+        values = self.value_head if self.critic is None else self.critic
+        assert values is not None
+        return values.parameters()
+
     def checkpointed_models(self) -> list[nn.Module]:
         return [self.policy] if self.critic is None else [self.policy, *self.critic.checkpointed_models()]
 

@@ -22,7 +22,7 @@ class Sampling:
     """How answers are drawn.
 
     temperature 0 is greedy. `top_k` 0 and `top_p` 1 draw from the whole vocabulary: PPO's ratio assumes it.
-    Before `min_new_tokens` an end token is not drawn.
+    Before `min_new_tokens` an end token is not drawn. `end_tokens` are tokens that end an answer beside EOS.
     """
 
     max_new_tokens: int
@@ -31,10 +31,11 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     repetition_ngram: int = 0
+    end_tokens: frozenset[int] = frozenset()
 
     def greedy(self) -> Sampling:
         """The same lengths without chance."""
-        return Sampling(self.max_new_tokens, self.min_new_tokens, temperature=0.0)
+        return Sampling(self.max_new_tokens, self.min_new_tokens, temperature=0.0, end_tokens=self.end_tokens)
 
 
 @dataclass
@@ -54,6 +55,12 @@ class Rollout:
     def response_lengths(self) -> torch.Tensor:
         """Answer lengths [B] in tokens."""
         return self.response_mask.sum(dim=1)
+
+    @property
+    def last_tokens(self) -> torch.Tensor:
+        """Id [B] of the last token of each answer."""
+        last = self.attention_mask.sum(dim=1, keepdim=True) - 1
+        return self.input_ids.gather(1, last).squeeze(1)
 
     @property
     def ended(self) -> torch.Tensor:

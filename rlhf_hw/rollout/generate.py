@@ -68,7 +68,7 @@ class GenerateEngine:
                     responses[i] = answer
         finally:
             policy.train(was_training)
-        ends = end_token_ids(self.tokenizer, policy)
+        ends = self._ends(policy, sampling)
         sequences = self._within_context(policy, self.shapes.sequences)
         return assemble(
             prompts, responses, ends, self.tokenizer.pad_token_id, sequences.pad_length, policy.device
@@ -133,9 +133,12 @@ class GenerateEngine:
             )
         return sequences[:, width : width + sampling.max_new_tokens].tolist()
 
+    def _ends(self, policy: Any, sampling: Sampling) -> frozenset[int]:
+        return end_token_ids(self.tokenizer, policy) | sampling.end_tokens
+
     def _config(self, policy: Any, sampling: Sampling) -> GenerationConfig:
         """A config of our own, of the model's class, without what PPO knows nothing of."""
-        ends = sorted(end_token_ids(self.tokenizer, policy))
+        ends = sorted(self._ends(policy, sampling))
         return type(without_adapters(policy).generation_config)(
             max_new_tokens=sampling.max_new_tokens,
             do_sample=False,
@@ -151,7 +154,7 @@ class GenerateEngine:
     ) -> LogitsProcessorList:
         processors = LogitsProcessorList()
         if sampling.min_new_tokens:
-            ends = sorted(end_token_ids(self.tokenizer, policy))
+            ends = sorted(self._ends(policy, sampling))
             processors.append(MinimumLength(sampling.min_new_tokens, ends, device))
         if sampling.repetition_ngram:
             processors.append(NoRepeatNGramLogitsProcessor(sampling.repetition_ngram))

@@ -11,7 +11,13 @@ import torch
 
 from backends.shapes import RolloutShapes
 from rlhf_hw.algorithms.advantages import gae
-from rlhf_hw.algorithms.kl import NEEDS_LOGITS, AdaptiveKLController, FixedKLController, per_token_kl
+from rlhf_hw.algorithms.kl import (
+    NEEDS_LOGITS,
+    AdaptiveKLController,
+    FixedKLController,
+    ProportionalKLController,
+    per_token_kl,
+)
 from rlhf_hw.algorithms.masked import Moments, combine, masked_moments, masked_sum, whiten_with
 from rlhf_hw.algorithms.rewards import (
     RunningMoments,
@@ -20,6 +26,7 @@ from rlhf_hw.algorithms.rewards import (
     normalise_scores,
     shape_rewards,
 )
+from rlhf_hw.errors import UserError
 from rlhf_hw.models.reward_model import RewardStatistics
 from rlhf_hw.models.roles import ActorCritic
 from rlhf_hw.rollout.engine import Rollout, RolloutEngine, Sampling
@@ -35,20 +42,21 @@ if TYPE_CHECKING:
 class Experience:
     """What one process learns from in one update. B answers; R = longest answer; all fp32 but masks.
 
-    mask [B, R]: real answer tokens. logprobs, values, advantages, returns [B, R]: under the policy and critic
-    that wrote the answers; zero where masked.
+    mask [B, R]: real answer tokens. learnt [B, R]: those of answers that are long enough to learn from. logprobs,
+    values, advantages, returns [B, R]: under the policy and critic that wrote the answers; zero where masked.
     """
 
     rollout: Rollout
     mask: torch.Tensor
+    learnt: torch.Tensor
     logprobs: torch.Tensor
     values: torch.Tensor
     advantages: torch.Tensor
     returns: torch.Tensor
 
     def lengths(self) -> torch.Tensor:
-        """Tokens of each answer [B]."""
-        return self.mask.sum(dim=1)
+        """Tokens of each answer [B] that are learnt from."""
+        return self.learnt.sum(dim=1)
 
     def minibatch(self, rows: Sequence[int], shapes: RolloutShapes) -> dict[str, torch.Tensor]:
         """The given rows as inputs of the loss, trimmed to the longest of them where shapes may vary."""
@@ -59,6 +67,7 @@ class Experience:
             "attention_mask": self.rollout.attention_mask[index, :sequence],
             "response_mask": self.rollout.response_mask[index, :sequence],
             "mask": self.mask[index, :answer],
+            "learnt": self.learnt[index, :answer],
             "old_logprobs": self.logprobs[index, :answer],
             "old_values": self.values[index, :answer],
             "advantages": self.advantages[index, :answer],
@@ -80,6 +89,41 @@ def to_rows(flat: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     if len(flat) == mask.numel():
         return torch.where(mask, flat.view(mask.shape), 0.0)
     return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
+
+
+#: share of the average score that stays in each update (DeepSpeed-Chat's)
+SCORES_EMA_DECAY = 0.9
+
+
+def decayed(average: float, value: float) -> float:
+    """The exponential average of scores, one update later."""
+    return SCORES_EMA_DECAY * average + (1 - SCORES_EMA_DECAY) * value
+
+
+def kl_controller(settings: PPOArguments) -> FixedKLController:
+    """What steers the KL coefficient, as the flags have it."""
+    if not settings.adap_kl_ctrl:
+        return FixedKLController(settings.init_kl_coef)
+    if settings.k_beta is not None:
+        return ProportionalKLController(settings.init_kl_coef, settings.kl_target, settings.k_beta)
+    return AdaptiveKLController(settings.init_kl_coef, settings.kl_target, settings.kl_horizon)
+
+
+def token_ids(texts: Sequence[str], tokenizer: Any) -> list[int]:
+    """The ids of `--truncate_tokens`.
+
+    Raises:
+        UserError: a text is not one token of this tokenizer.
+    """
+    known, found = tokenizer.get_vocab(), []
+    for text in texts:
+        ids = [known[text]] if text in known else tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id != known.get(text):
+            raise UserError(
+                f"--truncate_tokens: {text!r} is {len(ids)} tokens of this tokenizer, or unknown to it; name one token"
+            )
+        found.append(ids[0])
+    return found
 
 
 class ExperienceMaker:
@@ -118,17 +162,16 @@ class ExperienceMaker:
         self.shapes = shapes
         self.statistics = statistics
         self.running_scores = RunningMoments()
-        self.kl_controller = (
-            AdaptiveKLController(settings.init_kl_coef, settings.kl_target, settings.kl_horizon)
-            if settings.adap_kl_ctrl
-            else FixedKLController(settings.init_kl_coef)
-        )
+        self.scores_ema: float | None = None
+        self.kl_controller = kl_controller(settings)
+        self.ends = token_ids(settings.truncate_tokens or (), tokenizer)
         self.sampling = Sampling(
             max_new_tokens=settings.output_max_length,
             min_new_tokens=settings.output_min_length,
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
+            end_tokens=frozenset(self.ends),
         )
 
     @torch.no_grad()
@@ -151,8 +194,11 @@ class ExperienceMaker:
             if settings.whiten_rewards:
                 rewards = self._whiten(rewards, mask, shift_mean=False)
             raw_advantages, returns = gae(rewards, values, mask, settings.gamma, settings.lam)
-            advantages = self._whiten(raw_advantages, mask) if settings.whiten_advantages else raw_advantages
-            experience = Experience(rollout, mask, logprobs, values, advantages, returns)
+            learnt = mask & (rollout.response_lengths >= settings.min_answer_tokens)[:, None]
+            advantages = (
+                self._whiten(raw_advantages, learnt) if settings.whiten_advantages else raw_advantages
+            )
+            experience = Experience(rollout, mask, learnt, logprobs, values, advantages, returns)
             metrics = self._metrics(experience, scores, shaped, kl, entropy, raw_advantages)
             metrics["objective/kl_coef"] = coef
             self.kl_controller.update(metrics["objective/kl"], len(scores) * self.accelerator.num_processes)
@@ -186,7 +232,17 @@ class ExperienceMaker:
         if settings.score_clip is not None:
             scores = clip_scores(scores, settings.score_clip)
         scores = scores - settings.reward_baseline
-        return apply_missing_eos_penalty(scores, rollout.ended, settings.missing_eos_penalty or 0.0)
+        scores = apply_missing_eos_penalty(scores, rollout.ended, settings.missing_eos_penalty or 0.0)
+        if self.ends:
+            scores = torch.where(self._came_to_an_end(rollout), scores, settings.penalty_reward_value)
+        return scores
+
+    def _came_to_an_end(self, rollout: Rollout) -> torch.Tensor:
+        """Which answers [B] (bool) end by one of `--truncate_tokens`, with more than `--truncate_after` before it."""
+        ends = torch.tensor(self.ends, device=rollout.input_ids.device)
+        by_one = (rollout.last_tokens[:, None] == ends).any(dim=1)
+        after = self.settings.truncate_after
+        return by_one if after is None else by_one & (rollout.response_lengths - 1 > after)
 
     def _statistics(
         self, model: ActorCritic, rollout: Rollout, mask: torch.Tensor
@@ -236,7 +292,9 @@ class ExperienceMaker:
         return combine([Moments(*row) for row in rows])
 
     def _whiten(self, values: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
-        return whiten_with(values, mask, self._global_moments(masked_moments(values, mask)), shift_mean)
+        """Whitened over the `mask` of all processes; where that holds less than two tokens, nothing is learnt anyway."""
+        moments = self._global_moments(masked_moments(values, mask))
+        return whiten_with(values, mask, moments, shift_mean) if moments.count > 1 else values
 
     def _metrics(
         self,
@@ -248,7 +306,7 @@ class ExperienceMaker:
         raw_advantages: torch.Tensor,
     ) -> dict[str, float]:
         mask, rollout = experience.mask, experience.rollout
-        lengths = experience.lengths().float()
+        lengths = rollout.response_lengths.float()
         kl_sums = masked_sum(kl, mask, dim=1)
         non_score = -self.kl_controller.kl_coef * kl_sums
         per_answer = {
@@ -260,8 +318,13 @@ class ExperienceMaker:
             "response/length_mean": lengths,
             "response/eos_rate": rollout.ended.float(),
         }
+        if self.settings.min_answer_tokens:
+            per_answer["response/too_short"] = (experience.lengths() == 0).float()
         means = torch.stack([value.float().mean() for value in per_answer.values()])
         metrics = dict(zip(per_answer, self._mean(means).tolist(), strict=True))
+        mean = metrics["objective/scores"]
+        self.scores_ema = mean if self.scores_ema is None else decayed(self.scores_ema, mean)
+        metrics["objective/scores_ema"] = self.scores_ema
         metrics["response/length_min"] = -float(self._max(-lengths.min()))
         metrics["response/length_max"] = float(self._max(lengths.max()))
         metrics["objective/scores_std"] = self._std(masked_moments(scores))
@@ -314,8 +377,10 @@ class ExperienceMaker:
         return {
             "kl_controller": self.kl_controller.state_dict(),
             "running_scores": self.running_scores.state_dict(),
+            "scores_ema": self.scores_ema,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.kl_controller.load_state_dict(state["kl_controller"])
         self.running_scores.load_state_dict(state["running_scores"])
+        self.scores_ema = state["scores_ema"]

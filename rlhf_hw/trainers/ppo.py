@@ -18,17 +18,19 @@ import torch
 from torch.utils.data import DataLoader
 
 from backends.shapes import RolloutShapes
-from rlhf_hw.algorithms.losses import policy_loss, value_loss
-from rlhf_hw.algorithms.masked import masked_mean, masked_sum
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.reward_model import RewardStatistics
 from rlhf_hw.models.wrapping import unwrap
 from rlhf_hw.rollout.engine import RolloutEngine
 from rlhf_hw.rollout.sampling import mix_seed
 from rlhf_hw.trainers.base import StageMixin
-from rlhf_hw.trainers.experience import Experience, ExperienceMaker, to_rows
+from rlhf_hw.trainers.ema import PolicyAverage
+from rlhf_hw.trainers.experience import Experience, ExperienceMaker
 from rlhf_hw.trainers.metrics import PhaseTimer
+from rlhf_hw.trainers.minibatch import minibatch_loss
+from rlhf_hw.trainers.optimizer_steps import FiniteStepsOnly, give_critic_its_own
 from rlhf_hw.trainers.prompts import PromptBatch, PromptSchedule
+from rlhf_hw.trainers.ptx import UnsupervisedBatches
 from rlhf_hw.trainers.scoring import Scorer
 
 if TYPE_CHECKING:
@@ -43,12 +45,12 @@ SampleSink = Callable[[int, list[dict[str, Any]]], None]
 
 def updates_in(settings: PPOArguments, world_size: int) -> int:
     """Updates it takes until `settings.steps` answers were written by all processes together."""
-    return max(1, -(-settings.steps // (settings.batch_size * world_size)))
+    return max(1, -(-settings.steps // (settings.answers_per_update * world_size)))
 
 
 def steps_per_update(settings: PPOArguments, accumulation: int) -> int:
     """Optimizer steps in one update."""
-    return settings.ppo_epochs * settings.batch_size // (settings.mini_batch_size * accumulation)
+    return settings.ppo_epochs * settings.answers_per_update // (settings.mini_batch_size * accumulation)
 
 
 def evaluation_metrics(prediction: Any) -> dict[str, float]:
@@ -66,6 +68,7 @@ class PPOMixin(StageMixin):
         shapes: the widths of a rollout.
         synchronize: the backend's, for honest timings.
         statistics: of the reward model's scores, to normalise by.
+        unsupervised: blocks of text (rows with `input_ids`, of one length) to model as well.
         on_samples: called on the main process with (update, samples) after each rollout.
     `train_dataset` and `eval_dataset` hold prompts: rows with `input_ids` and `prompt`.
     """
@@ -79,6 +82,7 @@ class PPOMixin(StageMixin):
         shapes: RolloutShapes,
         synchronize: Callable[[], None],
         statistics: RewardStatistics | None = None,
+        unsupervised: Any = None,
         on_samples: SampleSink | None = None,
         **kwargs: Any,
     ) -> None:
@@ -88,6 +92,8 @@ class PPOMixin(StageMixin):
             raise UserError(
                 "--early_stopping: the loss scaling of --fp16 cannot leave optimizer steps out; use --bf16 or leave one out"
             )
+        if settings.enable_ema and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise UserError("--enable_ema: weights that are shared out cannot be averaged; leave one out")
         self.settings = settings
         self.on_samples = on_samples
         self.timer = PhaseTimer(synchronize)
@@ -114,6 +120,20 @@ class PPOMixin(StageMixin):
         #: sum of old - new log-probability over this epoch's tokens, and their number
         self.moved = torch.zeros(2)
         self.stopped = False
+        self.unsupervised = None
+        if unsupervised is not None:
+            self.unsupervised = UnsupervisedBatches(
+                unsupervised,
+                rows=settings.mini_batch_size,
+                micro_batches=self.args.gradient_accumulation_steps,
+                rank=self.accelerator.process_index,
+                world_size=self.accelerator.num_processes,
+                seed=self.args.seed,
+            )
+        self.ema = PolicyAverage(self.model.policy, settings.ema_decay) if settings.enable_ema else None
+        self.skipped_steps = 0  # since the last log line
+        scaled = bool(self.args.fp16) or self.is_deepspeed_enabled
+        self.add_callback(FiniteStepsOnly(self.model, self.accelerator, scaled, self._after_optimizer_step))
 
     # The batches are the trainer's own experience
     def get_train_dataloader(self) -> DataLoader:
@@ -142,38 +162,58 @@ class PPOMixin(StageMixin):
         if self.stopped:
             return [{"skip": True}] * ticks, torch.zeros((), device=device)
         assert self.experience is not None
-        rows = self._rows_of_step(self.experience, update, step)
-        batches = [self.experience.minibatch(part, self.rollout_shapes) for part in rows]
-        return batches, self.items_of_step[step].to(device)
+        return self.batches_of_step(self.experience, update, step), self.items_of_step[step].to(device)
+
+    def batches_of_step(self, experience: Experience, update: int, step: int) -> list[dict[str, Any]]:
+        """The micro-batches of optimizer step `step` of update `update`, with their share of unsupervised text."""
+        rows = self._rows_of_step(experience, update, step)
+        batches = [experience.minibatch(part, self.rollout_shapes) for part in rows]
+        if self.unsupervised is not None:
+            texts = self.unsupervised.of_step(update * self.steps_per_update + step)
+            for batch, ids in zip(batches, texts, strict=True):
+                batch["unsupervised_ids"] = ids
+        return batches
 
     def _begin_update(self, update: int) -> None:
         """Roll out, make experience, and count the tokens of each optimizer step over all processes."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        prompts = self.prompts.batch(update, rank, world, self.settings.batch_size)
-        model = unwrap(self.model)
-        self.experience, metrics, samples = self.maker.generate_experience(model, prompts)
-        lengths = self.experience.lengths()
+        prompts = self.prompts.batch(update, rank, world, self.settings.answers_per_update)
+        self.experience, samples = self.make_experience(prompts)
+        self.count_update(self.experience, update)
+        if self.on_samples is not None and self.accelerator.is_main_process:
+            self.on_samples(update + 1, samples)
+
+    def make_experience(self, prompts: PromptBatch) -> tuple[Experience, list[dict[str, Any]]]:
+        """(experience, samples as text): answers to `prompts` with all that an update needs of them.
+
+        What is logged of them goes into the next log line.
+        """
+        experience, metrics, samples = self.maker.generate_experience(unwrap(self.model), prompts)
+        answers = len(prompts.rows) * self.accelerator.num_processes
+        self.written += torch.tensor([answers, metrics.pop("response/tokens")])
+        for name, value in metrics.items():
+            self.averages.add(name, value)
+        return experience, samples
+
+    def count_update(self, experience: Experience, update: int) -> None:
+        """Be ready to learn from `experience` as update number `update` (from 0)."""
+        lengths = experience.lengths()
         steps = range(self.steps_per_update)
-        rows = [list(chain(*self._rows_of_step(self.experience, update, step))) for step in steps]
+        rows = [list(chain(*self._rows_of_step(experience, update, step))) for step in steps]
         local = torch.stack([lengths[row].sum() for row in rows]).float()
         # on the host: as parts of one tensor on the device, each step's number would be a graph's input of its own kind
         self.items_of_step = self.accelerator.reduce(local, reduction="sum").cpu()
         self.moved = torch.zeros(2, device=lengths.device)
         self.stopped = False
-        answers = self.settings.batch_size * world
-        self.written += torch.tensor([answers, metrics.pop("response/tokens")])
+        answers = self.settings.answers_per_update * self.accelerator.num_processes
         self.progress = {"ppo/update": update + 1, "ppo/episodes": (update + 1) * answers}
-        for name, value in metrics.items():
-            self.averages.add(name, value)
-        if self.on_samples is not None and self.accelerator.is_main_process:
-            self.on_samples(update + 1, samples)
 
     def _rows_of_step(self, experience: Experience, update: int, step: int) -> list[list[int]]:
         """Rows of each micro-batch of optimizer step `step`: shuffled over the epoch, alike in length within it."""
         settings = self.settings
         epoch, window = divmod(step, self.steps_per_epoch)
         generator = torch.Generator().manual_seed(mix_seed(self.args.seed, update, epoch, 2))
-        order = torch.randperm(settings.batch_size, generator=generator)
+        order = torch.randperm(settings.answers_per_update, generator=generator)
         rows = order.view(self.steps_per_epoch, -1)[window]
         lengths = experience.rollout.attention_mask.sum(dim=1).cpu()[rows]
         rows = rows[lengths.argsort(stable=True)]
@@ -204,37 +244,51 @@ class PPOMixin(StageMixin):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Clipped policy loss plus `vf_coef` times clipped value loss, over this micro-batch's answer tokens."""
-        settings, mask = self.settings, inputs["mask"]
-        found = model(
-            inputs["input_ids"],
-            inputs["attention_mask"],
-            inputs["response_mask"],
-            self.rollout_shapes.answer_width,
-        )
-        logprobs, values = to_rows(found.logprobs, mask), to_rows(found.values, mask)
-        old_logprobs, tokens = inputs["old_logprobs"], mask.sum()
+        """PPO's loss of this micro-batch, and `unsup_coef` times that of its unsupervised text."""
+        found = minibatch_loss(model, inputs, self.settings, self.rollout_shapes.answer_width)
+        loss = self.scale_loss(found.total, num_items_in_batch)
+        if found.unsupervised is not None:
+            assert self.unsupervised is not None
+            share = self.accelerator.num_processes / self.unsupervised.tokens_per_step
+            loss = loss + self.settings.unsup_coef * share * found.unsupervised
         with torch.no_grad():
-            self.moved += torch.stack((masked_sum(old_logprobs - logprobs, mask), tokens.float()))
-            too_far = masked_mean((logprobs - old_logprobs).exp(), mask) > settings.ratio_threshold
-        # replaced before the exponential: a ratio that overflows makes NaN even of a gradient times zero
-        logprobs = torch.where(too_far, old_logprobs, logprobs)
-        policy = policy_loss(logprobs, old_logprobs, inputs["advantages"], mask, settings.clip_range)
-        value = value_loss(values, inputs["old_values"], inputs["returns"], mask, settings.clip_range_value)
-        total = policy.loss.sum() + settings.vf_coef * value.loss.sum()
-        total = torch.where(too_far, torch.zeros_like(total), total)
-        with torch.no_grad():
-            self.averages.add("policy/loss", policy.loss.sum(), tokens)
-            self.averages.add("policy/ratio", policy.ratio.sum(), tokens)
-            self.averages.add("policy/clipfrac", policy.clipped.sum(), tokens)
-            self.averages.add("policy/approxkl", policy.approxkl.sum(), tokens)
-            self.averages.add("value/loss", value.loss.sum(), tokens)
-            self.averages.add("value/clipfrac", value.clipped.sum(), tokens)
-            self.averages.add("ppo/skipped_minibatches", too_far.float())
-        return self.scale_loss(total, num_items_in_batch)
+            tokens = found.tokens
+            self.moved += torch.stack((found.moved, tokens.float()))
+            self.averages.add("policy/loss", found.policy.loss.sum(), tokens)
+            self.averages.add("policy/ratio", found.policy.ratio.sum(), tokens)
+            self.averages.add("policy/clipfrac", found.policy.clipped.sum(), tokens)
+            self.averages.add("policy/approxkl", found.policy.approxkl.sum(), tokens)
+            self.averages.add("value/loss", found.value.loss.sum(), tokens)
+            self.averages.add("value/clipfrac", found.value.clipped.sum(), tokens)
+            self.averages.add("ppo/skipped_minibatches", found.too_far.float())
+            if found.unsupervised is not None:
+                text = inputs["unsupervised_ids"]
+                self.averages.add(
+                    "unsupervised/loss", found.unsupervised, float(len(text) * (text.shape[1] - 1))
+                )
+        return loss
 
     def count_items(self, batch: dict[str, Any]) -> torch.Tensor:
-        return batch["mask"].sum()
+        return batch["learnt"].sum()
+
+    # The optimizer
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The base's, with the critic's own learning rate and weight decay where they were given."""
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        rate, decay = self.settings.critic_learning_rate, self.settings.critic_weight_decay
+        if made and (rate is not None or decay is not None):
+            names = set(self.get_decay_parameter_names(self.model))
+            decayed = {weight for name, weight in self.model.named_parameters() if name in names}
+            give_critic_its_own(optimizer, set(self.model.value_parameters()), decayed, rate, decay)
+        return optimizer
+
+    def _after_optimizer_step(self, taken: bool) -> None:
+        """`taken`: False where a gradient was not finite. After an early stop there was no gradient, and no step."""
+        self.skipped_steps += not taken
+        if taken and not self.stopped and self.ema is not None:
+            self.ema.update()
+            self.backend.end_graph()
 
     def _warm_up(self, *args: Any) -> None:
         super()._warm_up(*args)
@@ -248,7 +302,8 @@ class PPOMixin(StageMixin):
             answers, tokens = (self.written / max(times.get("time/total", 0.0), 1e-9)).tolist()
             self.written.zero_()
             speed = {"speed/tokens_per_second": tokens, "speed/samples_per_second": answers}
-            logs = {**logs, **self.progress, **times, **speed}
+            logs = {**logs, **self.progress, **times, **speed, "ppo/skipped_steps": self.skipped_steps}
+            self.skipped_steps = 0
         super().log(logs, *args, **kwargs)
 
     def prediction_step(
@@ -260,6 +315,13 @@ class PPOMixin(StageMixin):
         seeds = [mix_seed(self.args.seed, index, 3) for index in indices]
         found = self.maker.evaluate(unwrap(model), PromptBatch(rows, seeds))
         return None, found, torch.zeros(len(found), device=found.device)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.ema is not None and self.args.should_save:
+            directory = self.ema.save(output_dir or self.args.output_dir)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(directory)
 
     def _save_checkpoint(self, model: Any, *args: Any, **kwargs: Any) -> None:
         self.timer.close()
@@ -281,11 +343,13 @@ class PPOMixin(StageMixin):
                     f"{now}; resume with its batch sizes, epochs and number of processes"
                 )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.ema is not None:
+            self.ema.load(resume_from_checkpoint)
         self.maker.load_state_dict(state)
 
     def _layout(self) -> dict[str, int]:
         """What tells from a number of steps which update it belongs to, and from an update its prompts."""
-        answers = self.settings.batch_size * self.accelerator.num_processes
+        answers = self.settings.answers_per_update * self.accelerator.num_processes
         return {"answers": answers, "optimizer steps": self.steps_per_update}
 
 

@@ -39,16 +39,18 @@ class PromptSchedule:
         """The `batch_size` prompts of process `rank` in update number `update`."""
         first = (update * world_size + rank) * batch_size
         positions = range(first, first + batch_size)
-        indices = [self._index(position) for position in positions]
+        indices = [shuffled_index(position, len(self.rows), self.seed) for position in positions]
         return PromptBatch(
             [self.rows[index] for index in indices], [mix_seed(self.seed, position) for position in positions]
         )
 
-    def _index(self, position: int) -> int:
-        turn, offset = divmod(position, len(self.rows))
-        return _order(len(self.rows), mix_seed(self.seed, turn, 1))[offset]
+
+def shuffled_index(position: int, count: int, seed: int) -> int:
+    """What stands at `position` (from 0, without end) when `count` rows are walked through in a new order each time."""
+    turn, offset = divmod(position, count)
+    return _order(count, mix_seed(seed, turn, 1))[offset]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _order(count: int, seed: int) -> Sequence[int]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()

@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_hw.algorithms.losses import pairwise_reward_loss
-from rlhf_hw.models.reward_model import RewardStatistics
+from rlhf_hw.algorithms.losses import (
+    cross_entropy_reward_loss,
+    divergent_part,
+    pairwise_reward_loss,
+    tokenwise_reward_loss,
+)
+from rlhf_hw.models.reward_model import RewardStatistics, last_real_token
 from rlhf_hw.trainers.base import StageMixin
 
 
@@ -41,11 +46,18 @@ def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[flo
 
 
 class RewardMixin(StageMixin):
-    """Trains a `RewardModel` on batches {input_ids, attention_mask} [2B, T]: B chosen rows, then B rejected."""
+    """Trains a `RewardModel` on batches {input_ids, attention_mask} [2B, T]: B chosen rows, then B rejected.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Keyword args beyond the base trainer's:
+        rm_loss: last_token, tokenwise or cross_entropy, as `--rm_loss` has them. Whatever it is, an answer's score is
+            the value at its last real token, and by that accuracy, margin and evaluation go.
+    A batch may have `margin` [B]: by how much the chosen answer should lead.
+    """
+
+    def __init__(self, *args: Any, rm_loss: str = "last_token", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.compute_metrics = preference_metrics
+        self.rm_loss = rm_loss
 
     def count_items(self, batch: dict[str, Any]) -> torch.Tensor:
         return torch.tensor(len(batch["input_ids"]) // 2)
@@ -53,14 +65,34 @@ class RewardMixin(StageMixin):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        chosen, rejected = self._scores(model, inputs)
+        loss, chosen, rejected = self._losses(model, inputs)
         pairs = len(chosen)
         self.tokens.add(inputs["attention_mask"])
         self.averages.add("accuracy", (chosen > rejected).sum(), pairs)
         self.averages.add("margin", (chosen - rejected).sum(), pairs)
         self.averages.add("chosen_mean", chosen.sum(), pairs)
         self.averages.add("rejected_mean", rejected.sum(), pairs)
-        return self.scale_loss(pairwise_reward_loss(chosen, rejected).sum(), num_items_in_batch)
+        return self.scale_loss(loss.sum(), num_items_in_batch)
+
+    def _losses(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(losses, chosen scores, rejected scores) of the pairs of a batch, [B] each."""
+        margin = inputs.get("margin")
+        if self.rm_loss == "tokenwise":
+            ids, mask = inputs["input_ids"], inputs["attention_mask"]
+            values = model(input_ids=ids, attention_mask=mask, every_token=True)
+            half = len(ids) // 2
+            compared, chosen_at, rejected_at = divergent_part(
+                ids[:half], ids[half:], mask[:half], mask[half:]
+            )
+            of_chosen, of_rejected = values[:half].gather(1, chosen_at), values[half:].gather(1, rejected_at)
+            scores = values.gather(1, last_real_token(mask)[:, None]).squeeze(1)
+            loss = tokenwise_reward_loss(of_chosen, of_rejected, compared, margin)
+            return loss, scores[:half], scores[half:]
+        chosen, rejected = self._scores(model, inputs)
+        if self.rm_loss == "cross_entropy":
+            first_preferred = torch.ones_like(chosen)
+            return cross_entropy_reward_loss(chosen, rejected, first_preferred, margin), chosen, rejected
+        return pairwise_reward_loss(chosen, rejected, margin), chosen, rejected
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None

@@ -11,8 +11,10 @@ from rlhf_hw.algorithms.kl import (
     NEEDS_LOGITS,
     AdaptiveKLController,
     FixedKLController,
+    ProportionalKLController,
     per_token_kl,
 )
+from rlhf_hw.arguments.ppo import KL_SPELLINGS, PPOArguments
 
 
 def test_estimators_by_hand():
@@ -24,10 +26,30 @@ def test_estimators_by_hand():
         "k2": [d * d / 2, d * d / 2],
         "k3": [0.5 - 1 + d, 2 - 1 - d],  # q / p - 1 + d, with q / p = 1/2 and 2
         "abs": [d, d],
+        "clamped_kl": [d, 0.0],
+        # m = (p + q) / 2 = 3/8 and 3/4; log p - log m = log(4/3) where p is the larger, log q - log m = log(4/3) where q is
+        "jensen_shannon": [math.log(4 / 3) / 2, math.log(4 / 3) / 2],
     }
     assert set(expected) | NEEDS_LOGITS == set(KL_ESTIMATORS)
     for name, values in expected.items():
         assert torch.allclose(per_token_kl(name, logprobs, ref_logprobs), torch.tensor([values])), name
+
+
+def test_jensen_shannon_is_the_formula_and_holds_where_probabilities_underflow():
+    torch.manual_seed(0)
+    logp, logq = (-9 * torch.rand(2, 4, 5, dtype=torch.float64)).unbind()
+    log_m = ((logp.exp() + logq.exp()) / 2).log()
+    by_formula = ((logp - log_m).clamp(min=0) + (logq - log_m).clamp(min=0)) / 2
+    assert torch.allclose(per_token_kl("jensen_shannon", logp, logq), by_formula, atol=1e-12)
+    # exp(-2000) is 0 in every precision; the bound log(2) / 2 of two tokens that have nothing in common stays
+    far = per_token_kl("jensen_shannon", torch.tensor([[-1.0]]), torch.tensor([[-2000.0]]))
+    assert float(far) == pytest.approx(math.log(2) / 2)
+
+
+def test_other_names_are_resolved_to_one():
+    for spelling, name in KL_SPELLINGS.items():
+        assert PPOArguments(kl_estimator=spelling).kl_estimator == name
+        assert name in KL_ESTIMATORS
 
 
 def test_full_by_hand_and_against_torch_distributions():
@@ -90,7 +112,10 @@ def test_bfloat16_logprobs_are_compared_in_float32():
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="unknown KL estimator 'k4'; known: kl, k2, k3, abs, full"):
+    with pytest.raises(
+        ValueError,
+        match="unknown KL estimator 'k4'; known: kl, clamped_kl, k2, k3, jensen_shannon, abs, full",
+    ):
         per_token_kl("k4", torch.zeros(1, 1), torch.zeros(1, 1))
     for name in KL_ESTIMATORS:
         with pytest.raises(ValueError, match="shapes must be equal"):
@@ -110,6 +135,21 @@ def test_adaptive_controller_by_hand():
     assert controller.kl_coef == pytest.approx(0.2 * 1.00256 * 1.00512 * 0.99488)
 
 
+def test_proportional_controller_by_hand():
+    controller = ProportionalKLController(init_kl_coef=0.2, target=6.0, k_beta=0.1)
+    # 6.6 / 6 - 1 = 0.1, within the clip: 0.2 * (1 + 0.1 * 0.1) = 0.202, however many responses there were
+    controller.update(current_kl=6.6, n_samples=100_000)
+    assert controller.kl_coef == pytest.approx(0.202)
+    # 60 / 6 - 1 = 9, clipped to 0.2: * (1 + 0.1 * 0.2) = * 1.02
+    controller.update(current_kl=60.0, n_samples=1)
+    assert controller.kl_coef == pytest.approx(0.202 * 1.02)
+    # -3 / 6 - 1, clipped to -0.2: * 0.98
+    controller.update(current_kl=-3.0, n_samples=256)
+    assert controller.kl_coef == pytest.approx(0.202 * 1.02 * 0.98)
+    with pytest.raises(ValueError, match="k_beta must lie between 0 and 5, found 5"):
+        ProportionalKLController(0.2, 6.0, 5.0)
+
+
 def test_adaptive_controller_steers_a_simulated_policy_to_the_target():
     controller = AdaptiveKLController(init_kl_coef=1.0, target=6.0, horizon=1000)
     for _ in range(400):
@@ -124,7 +164,12 @@ def test_fixed_controller_never_moves():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: FixedKLController(0.3), lambda: AdaptiveKLController(0.3, 6.0, 1000)]
+    "make",
+    [
+        lambda: FixedKLController(0.3),
+        lambda: AdaptiveKLController(0.3, 6.0, 1000),
+        lambda: ProportionalKLController(0.3, 6.0, 0.1),
+    ],
 )
 def test_a_resumed_controller_continues_where_the_other_was(make):
     first, resumed = make(), make()

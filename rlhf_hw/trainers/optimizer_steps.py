@@ -1,0 +1,70 @@
+"""What PPO adds to an optimizer step: none along a gradient that is no number, and a critic with settings of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+
+def has_finite_gradients(model: nn.Module) -> bool:
+    """Whether no gradient of `model` holds inf or NaN. Waits for the device, once."""
+    sums = [weight.grad.sum(dtype=torch.float32) for weight in model.parameters() if weight.grad is not None]
+    return not sums or bool(torch.isfinite(torch.stack(sums)).all())
+
+
+class FiniteStepsOnly(TrainerCallback):
+    """Leaves an optimizer step out, for policy and critic alike, where a gradient of either is not finite.
+
+    One such step would make every weight NaN, in fp32 and bf16 too, where no loss scaling looks at gradients. With
+    fp16 the loss scaling leaves it out by itself, and with DeepSpeed its engine; they are only counted.
+
+    Args:
+        model: policy and critic.
+        on_step: called after each optimizer step, with whether it was taken.
+    """
+
+    def __init__(
+        self, model: nn.Module, accelerator: Any, scaled: bool, on_step: Callable[[bool], None]
+    ) -> None:
+        self.model = model
+        self.accelerator = accelerator
+        self.scaled = scaled
+        self.on_step = on_step
+        self.finite = True
+
+    def on_pre_optimizer_step(self, *_args: Any, **_kwargs: Any) -> None:
+        self.finite = self.scaled or has_finite_gradients(self.model)
+        if not self.finite:
+            self.model.zero_grad(set_to_none=True)  # no gradient, no step: no momentum and no decay either
+
+    def on_optimizer_step(self, *_args: Any, **_kwargs: Any) -> None:
+        self.on_step(self.finite and not self.accelerator.optimizer_step_was_skipped)
+
+
+def give_critic_its_own(
+    optimizer: torch.optim.Optimizer,
+    critic: set[nn.Parameter],
+    decayed: set[nn.Parameter],
+    learning_rate: float | None,
+    weight_decay: float | None,
+) -> None:
+    """Move the weights of `critic` into parameter groups with a learning rate and weight decay of their own.
+
+    None leaves the optimizer's. Only `decayed` weights (no biases, no norms) get the weight decay.
+    """
+    for group in list(optimizer.param_groups):
+        common = {name: value for name, value in group.items() if name != "params"}
+        weights, group["params"] = group["params"], [w for w in group["params"] if w not in critic]
+        for part in (critic & decayed, critic - decayed):
+            own = {**common, "params": [weight for weight in weights if weight in part]}
+            if learning_rate is not None:
+                own["lr"] = learning_rate
+            if weight_decay is not None and part <= decayed:
+                own["weight_decay"] = weight_decay
+            if own["params"]:
+                optimizer.add_param_group(own)
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
