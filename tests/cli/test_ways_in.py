@@ -30,6 +30,7 @@ DOORS = {
     "chat.py": "rlhf-hw chat",
     "run_inference.py": "rlhf-hw infer",
     "run_eval.py": "rlhf-hw judge",
+    "rw_eval.py": "rlhf-hw score",
     "prompt_eval.py": "rlhf-hw compare",
 }
 
