@@ -19,6 +19,8 @@ from typing import Any
 
 import torch.utils.checkpoint
 
+_MODELS = "optimum.habana.transformers.models."
+
 
 @cache
 def optimum_habana() -> Any:
@@ -36,6 +38,7 @@ def optimum_habana() -> Any:
 
     _mend_checkpointing()
     _mend_caches()
+    _mend_opt_positions()
     return optimum.habana
 
 
@@ -77,16 +80,16 @@ def _mend_caches() -> None:
     A cache takes the dtype of the weights, the keys come in autocast's, and `index_copy_` wants them alike. Nothing is
     lost by keeping bf16 numbers in fp32.
     """
-    from optimum.habana.transformers.models import modeling_all_models
-    from optimum.habana.transformers.models.gemma import modeling_gemma
-    from optimum.habana.transformers.models.llama import modeling_llama
-
-    for module in (modeling_all_models, modeling_gemma, modeling_llama):
-        update = vars(module.KVCache)["update"]  # a static method, or Gemma's, which has a `self`
+    for module in [module for name, module in sys.modules.items() if name.startswith(_MODELS)]:
+        cache = vars(module).get("KVCache")
+        if cache is None or cache.__module__ != module.__name__:  # it has none, or another model's
+            continue
+        update = vars(cache)["update"]  # a static method, or one with a `self`
         if isinstance(update, staticmethod):
-            module.KVCache.update = staticmethod(_in_the_dtype_of_the_cache(update.__func__))
+            cache.update = staticmethod(_in_the_dtype_of_the_cache(update.__func__))
         else:
-            module.KVCache.update = _in_the_dtype_of_the_cache(update)
+            cache.update = _in_the_dtype_of_the_cache(update)
+    _mend_gptj()
 
 
 def _in_the_dtype_of_the_cache(update: Any) -> Any:
@@ -95,6 +98,46 @@ def _in_the_dtype_of_the_cache(update: Any) -> Any:
         return update(*first, cache, new.to(cache.dtype), dim, index, length)
 
     return updated
+
+
+def _mend_gptj() -> None:
+    """GPT-J makes bf16 keys of whatever it is given, and writes them past its cache's `update` as well."""
+    from optimum.habana.transformers.models.gptj.modeling_gptj import GaudiGPTJAttention
+
+    forward = GaudiGPTJAttention.forward
+
+    def forward_with_cache(self: Any, *inputs: Any, layer_past: Any = None, **keywords: Any) -> Any:
+        if layer_past is not None and torch.is_autocast_enabled("hpu"):
+            layer_past = tuple(states.to(torch.bfloat16) for states in layer_past)
+        return forward(self, *inputs, layer_past=layer_past, **keywords)
+
+    GaudiGPTJAttention.forward = forward_with_cache
+
+
+def _mend_opt_positions() -> None:
+    """Count an OPT's positions as its training does: each row's own, from the first token that is no padding.
+
+    With a cache, optimum-habana takes the number of tokens so far, padding among them, for the position of the last of
+    them: at least one too many. The answers are other ones then than the weights give.
+    """
+    from optimum.habana.transformers.models.opt.modeling_opt import GaudiOPTLearnedPositionalEmbedding
+
+    def forward(
+        self: Any,
+        attention_mask: torch.Tensor,
+        past_key_values_length: int = 0,
+        position_ids: torch.Tensor | None = None,
+        token_idx: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        mask = attention_mask.long()
+        positions = torch.cumsum(mask, dim=1) * mask - 1
+        if past_key_values_length and token_idx is not None:
+            positions = positions.index_select(1, token_idx - 1)
+        else:
+            positions = positions[:, past_key_values_length:]
+        return torch.nn.Embedding.forward(self, positions + self.offset)
+
+    GaudiOPTLearnedPositionalEmbedding.forward = forward
 
 
 class _Absent(ModuleType):

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rlhf_hw.report.panels import Panel, Row, Series, Theme, points, themes_of
+
+if (
+    TYPE_CHECKING
+):  # matplotlib takes a second to load: only where something is drawn, by one process of a run, at its end
+    from matplotlib.axes import Axes
 
 PLOTS = "plots"
 
@@ -115,6 +114,11 @@ def smooth(values: Sequence[float]) -> np.ndarray:
 
 
 def _draw(theme: Theme, runs: Mapping[str, Sequence[Row]], path: Path) -> None:
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.lines import Line2D
+
     count = len(theme.panels)
     columns = min(count, 2 if count <= 4 else 3)
     lines = math.ceil(count / columns)
@@ -215,6 +219,8 @@ def _draw_stacked(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
 
 
 def _draw_comparison(axes: Axes, panel: Panel, runs: Mapping[str, Sequence[Row]]) -> None:
+    from matplotlib.lines import Line2D
+
     if panel.stacked:
         _draw_stacked_comparison(axes, panel, runs)
         return
@@ -271,6 +277,8 @@ def _right_axis(axes: Axes, panel: Panel, series: Series) -> Axes:
 
 
 def _finish(axes: Axes, panel: Panel, shown: list[float]) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     axes.set_title(panel.title)
     axes.set_ylabel(panel.ylabel)
     axes.set_xlabel("training step")
