@@ -43,6 +43,8 @@ def check_model(model: ModelArguments, peft: PeftArguments) -> None:
     """Quantized weights cannot be trained themselves."""
     if not model.model_name_or_path.strip():
         raise UserError("--model_name_or_path: got nothing, expected a hub name or a directory")
+    if model.dropout is not None and not 0 <= model.dropout < 1:
+        raise UserError(f"--dropout: got {model.dropout}, expected a number from 0 to below 1")
     if model.load_in_4bit and model.load_in_8bit:
         raise UserError("--load_in_4bit and --load_in_8bit: both are true; give one")
     if model.qlora and model.load_in_8bit and model.bits == 4:

@@ -94,6 +94,10 @@ class ModelArguments(HubAccess):
     attn_implementation: Attention = HfArg(
         default="auto", help="Attention kernel. auto: the backend's choice, named in the log with its reason."
     )
+    dropout: float | None = HfArg(
+        default=None,
+        help="Dropout probability of the model that trains. Not said: the model's own. PPO has none in any case.",
+    )
     load_in_4bit: bool = HfArg(default=False, help="Load frozen weights in 4 bits (bitsandbytes; CUDA only).")
     load_in_8bit: bool = HfArg(default=False, help="Load frozen weights in 8 bits (bitsandbytes; CUDA only).")
     qlora: bool = HfArg(

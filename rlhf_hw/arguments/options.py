@@ -8,8 +8,9 @@ import difflib
 import json
 import math
 import textwrap
+import types
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -79,6 +80,48 @@ def without_aliases(names: Iterable[str]) -> list[str]:
     return [
         name for name in names if "_" in name or "--" + name[2:].replace("-", "_") not in underscored - {name}
     ]
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types a hint is the union of; the hint itself where it is none."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def refine(action: argparse.Action, hint: Any) -> None:
+    """Give `action` a conversion that says what it expects, and a heading for the help."""
+    members = _members(hint)
+    kinds = [get_origin(member) or member for member in members]
+    optional = type(None) in members
+    action.may_be_null = optional  # type: ignore[attr-defined]
+    action.takes_mapping = dict in kinds  # type: ignore[attr-defined]
+    choices = None if action.choices is None else list(action.choices)
+    if bool in kinds and str not in kinds:
+        # a bare `--flag` means true for every switch, also for those whose default is "not said"
+        action.nargs, action.const = "?", True
+        action.type, action.metavar = checked(parse_bool, "true or false"), "[BOOL]"
+    elif dict in kinds:
+        action.type = checked(parse_json_or_path, "a JSON object or the path of a JSON file")
+        action.metavar = "JSON|FILE"
+    elif choices is not None:
+        convert = action.type if callable(action.type) else str
+        action.type = checked(convert, "one of the choices", choices)
+        names = [str(choice) for choice in choices]
+        if len(names) <= 6:
+            action.metavar = "{" + ",".join(names) + "}"
+        else:
+            action.metavar = "NAME"
+            action.help = f"{action.help} One of: {', '.join(names)}."
+    elif list in kinds and action.nargs == "+":
+        action.metavar = "NAME [NAME ...]"
+        if action.type is int:
+            action.type, action.metavar = checked(int, "whole numbers"), "INT [INT ...]"
+    elif action.type is int:
+        action.type, action.metavar = checked(int, "a whole number"), "INT"
+    elif action.type is float:
+        action.type, action.metavar = checked(parse_number, "a number"), "NUMBER"
+    else:
+        action.metavar = action.metavar or "TEXT"
+    action.choices = None  # the conversion checks them, and says so in its own words
 
 
 class StageHelp(argparse.HelpFormatter):

@@ -6,10 +6,9 @@ import argparse
 import copy
 import dataclasses
 import sys
-import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import Any, NoReturn, TypeVar
 
 from transformers import HfArgumentParser
 
@@ -22,11 +21,12 @@ from rlhf_hw.arguments.options import (
     checked,
     closest,
     parse_bool,
-    parse_json_or_path,
-    parse_number,
+    refine,
 )
 from rlhf_hw.arguments.presets import PRESETS
+from rlhf_hw.arguments.settling import Settled
 from rlhf_hw.arguments.training import TrainingFlags
+from rlhf_hw.arguments.translation import Held, Translation, first_words, shown, spellings
 from rlhf_hw.errors import UserError
 from rlhf_hw.secrets import is_secret_name
 
@@ -76,6 +76,11 @@ class StageParser(HfArgumentParser):
         self._spellings: dict[str, tuple[str, Any]] = {}
         self._given: set[str] = set()
         self._lowered: set[str] = set()
+        #: setting → where it was given last, as what, and its value
+        self._said: dict[str, tuple[str, str, Any]] = {}
+        #: flag of a dialect → where it was given last
+        self._held_at: dict[str, str] = {}
+        self._translation = Translation(command, None, None)
         super().__init__(
             list(groups),
             prog=f"rlhf-hw {command}",
@@ -98,6 +103,12 @@ class StageParser(HfArgumentParser):
         )
         presets = [name for name, commands in PRESETS.items() if command in commands]
         if presets:
+            general.add_argument(
+                "--dialect",
+                metavar="NAME",
+                help="Whose flags and defaults these are: intel (our own names), deepspeed-chat, alpaca-rlhf or "
+                "alpaca-farm (docs/coming-from.md). Not said: told by the flags.",
+            )
             general.add_argument(
                 "--preset",
                 metavar="NAME",
@@ -129,7 +140,7 @@ class StageParser(HfArgumentParser):
         hint = field.type
         before = len(parser._actions)
         HfArgumentParser._parse_dataclass_field(parser, field)
-        _refine(parser._actions[before], hint)
+        refine(parser._actions[before], hint)
 
     # ------------------------------------------------------------------ parsing
 
@@ -140,12 +151,15 @@ class StageParser(HfArgumentParser):
         try:
             path, argv = _take_config(argv)
             settings = [] if path is None else config_file.read_settings(path, self._takes_mapping)
+            if "--preset" in self._options:
+                self._learn(argv, settings)
             layers = self._layers(said("preset", argv, settings))
             for layer in layers:
                 self._lower(layer, namespace)
             if path is not None:
                 self._read_file(path, settings, namespace)
             self._read(argv, namespace, _COMMAND_LINE)
+            opening = [line for layer in layers for line in layer.lines] + self._settle(namespace)
         except UserError as problem:
             self.error(str(problem))
         missing = [action for action in self._required if getattr(namespace, action.dest) is None]
@@ -160,8 +174,7 @@ class StageParser(HfArgumentParser):
             if isinstance(group, TrainingFlags):
                 group.given = (given | self._lowered).intersection(fields)
             groups.append(group)
-        opening = tuple(line for layer in layers for line in layer.lines)
-        return Parsed(tuple(groups), given, namespace.dry_run, opening)
+        return Parsed(tuple(groups), given, namespace.dry_run, tuple(opening))
 
     def checked(self, run: T, check: Callable[[T], None]) -> T:
         """`run`, if `check` finds no fault in it; else the process ends with one line and exit status 2."""
@@ -186,17 +199,76 @@ class StageParser(HfArgumentParser):
                 f"{self._place()}{before} and {spelling} are one setting with two values{values}; give one"
             )
         self._spellings[dest] = (spelling, value)
+        self._said[dest] = (self._origin, spelling, value)
         self._given.add(dest)
+
+    def hold(self, name: str, value: Any) -> None:
+        """Keep the value of a dialect's flag that is no setting of ours."""
+        self._translation.held[name] = value
+        self._held_at[name] = self._origin
+
+    # ------------------------------------------------------------------ dialects
+
+    def _learn(self, argv: Sequence[str], settings: Sequence[tuple[str, Any]]) -> None:
+        """Find out whose command line this is, and take that system's flags."""
+        words = first_words(argv, settings, {action.dest for action in self._actions})
+        known = [name[2:] for name in (*self._options, *self._elsewhere)]
+        self._translation = Translation.of(self._command, said("dialect", argv, settings), words, known)
+        for name, flag in self._translation.flags.items():
+            if flag.setting is None:
+                action: argparse.Action = Held(name, flag)
+            elif flag.setting == name:
+                continue
+            else:
+                action = self._options[f"--{flag.setting}"]
+            for spelling in spellings(name):
+                self._options[spelling] = self._option_string_actions[spelling] = action
+
+    def _settle(self, namespace: argparse.Namespace) -> list[str]:
+        """Let the dialect make settings of the flags that are none; lines on what was read as what."""
+        lines: list[str] = []
+        given = {dest: value for dest, (_, _, value) in self._said.items()}
+        for settled in self._translation.settle(vars(namespace), frozenset(self._given)):
+            done = {
+                name: value for name, value in settled.settings.items() if self._takes(settled, name, value)
+            }
+            for name, value in done.items():
+                setattr(namespace, name, value)
+                (self._given if settled.flags else self._lowered).add(name)
+            if done or (settled.flags and settled.line):
+                lines += self._translation.became(settled, done, given)
+        values = {dest: (spelling, value) for dest, (_, spelling, value) in self._said.items()}
+        return self._translation.lines(values) + lines
+
+    def _takes(self, settled: Settled, name: str, value: Any) -> bool:
+        """Whether setting `name` becomes what was settled; refused where as much says otherwise."""
+        if name not in self._said or settled.replaces:
+            return True
+        origin, spelling, other = self._said[name]
+        from_here = [flag for flag in settled.flags if self._held_at.get(flag) == _COMMAND_LINE]
+        if settled.yields or not settled.flags or (origin == _COMMAND_LINE and not from_here):
+            return False
+        if other == value or (origin != _COMMAND_LINE and from_here):
+            return True
+        raise UserError(
+            f"{spelling} {shown(other)} and --{settled.flags[0]}, which is --{name} {shown(value)} here, contradict each "
+            "other; give one"
+        )
 
     def _layers(self, preset: str | None) -> list[Defaults]:
         """The defaults that take the place of the groups' own, the lowest first."""
+        translation = self._translation
+        layers = []
+        if translation.dialect is not None:
+            origin = f"dialect {translation.dialect.name}"
+            layers.append(Defaults(origin, translation.defaults, translation.opening()))
         if preset is None:
-            return []
+            return layers
         known = [name for name, commands in PRESETS.items() if self._command in commands]
         if preset not in known:
             raise UserError(f"--preset: got {preset!r}, expected one of {', '.join(known)}")
         line = f"preset {preset}: its settings stand where no flag and no file says otherwise"
-        return [Defaults(f"--preset {preset}", PRESETS[preset][self._command], (line,))]
+        return [*layers, Defaults(f"--preset {preset}", PRESETS[preset][self._command], (line,))]
 
     def _lower(self, layer: Defaults, namespace: argparse.Namespace) -> None:
         """Put `layer` below whatever is read afterwards."""
@@ -253,6 +325,7 @@ class StageParser(HfArgumentParser):
     def _as_typed(self, problem: argparse.ArgumentError, argv: list[str]) -> str:
         """The spelling the user gave, of the option that argparse names by all its spellings."""
         names = (problem.argument_name or "").split("/")
+        names += [name for name, action in self._options.items() if names[0] in action.option_strings]
         return next((n for n in names if any(w == n or w.startswith(f"{n}=") for w in argv)), names[0])
 
     def _unknown(self, rest: list[str]) -> str:
@@ -267,6 +340,9 @@ class StageParser(HfArgumentParser):
         known_elsewhere = self._elsewhere.get("--" + flag[2:].replace("-", "_"))
         if known_elsewhere:
             return f"not a {kind} of this command: {known_elsewhere}"
+        whose = self._translation.hint(flag)
+        if whose:
+            return whose
         return f"unknown {kind}" + (f"; did you mean {guess}?" if guess else "")
 
 
@@ -274,13 +350,16 @@ def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
     """The configuration file that the command line names, and the other words."""
     paths: list[str] = []
     rest: list[str] = []
+    ranks = {
+        word for word in argv if word.startswith("--local_rank=")
+    }  # put in front by DeepSpeed's launcher
     words = iter(argv)
-    for index, word in enumerate(words):
+    for word in words:
         if word == "--config":
             paths.append(next(words, ""))
         elif word.startswith("--config="):
             paths.append(word.removeprefix("--config="))
-        elif index == 0 and word.endswith(config_file.SUFFIXES) and not word.startswith("-"):
+        elif not set(rest) - ranks and word.endswith(config_file.SUFFIXES) and not word.startswith("-"):
             paths.append(word)
         else:
             rest.append(word)
@@ -289,43 +368,3 @@ def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
     if paths == [""]:
         raise UserError("--config: got nothing, expected the path of a YAML or JSON file")
     return (paths[0] if paths else None), rest
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    """The types a hint is the union of; the hint itself where it is none."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _refine(action: argparse.Action, hint: Any) -> None:
-    """Give `action` a conversion that says what it expects, and a heading for the help."""
-    members = _members(hint)
-    kinds = [get_origin(member) or member for member in members]
-    optional = type(None) in members
-    action.may_be_null = optional  # type: ignore[attr-defined]
-    action.takes_mapping = dict in kinds  # type: ignore[attr-defined]
-    choices = None if action.choices is None else list(action.choices)
-    if bool in kinds and str not in kinds:
-        # a bare `--flag` means true for every switch, also for those whose default is "not said"
-        action.nargs, action.const = "?", True
-        action.type, action.metavar = checked(parse_bool, "true or false"), "[BOOL]"
-    elif dict in kinds:
-        action.type = checked(parse_json_or_path, "a JSON object or the path of a JSON file")
-        action.metavar = "JSON|FILE"
-    elif choices is not None:
-        convert = action.type if callable(action.type) else str
-        action.type = checked(convert, "one of the choices", choices)
-        names = [str(choice) for choice in choices]
-        if len(names) <= 6:
-            action.metavar = "{" + ",".join(names) + "}"
-        else:
-            action.metavar = "NAME"
-            action.help = f"{action.help} One of: {', '.join(names)}."
-    elif list in kinds and action.nargs == "+":
-        action.metavar = "NAME [NAME ...]"
-    elif action.type is int:
-        action.type, action.metavar = checked(int, "a whole number"), "INT"
-    elif action.type is float:
-        action.type, action.metavar = checked(parse_number, "a number"), "NUMBER"
-    else:
-        action.metavar = action.metavar or "TEXT"
-    action.choices = None  # the conversion checks them, and says so in its own words

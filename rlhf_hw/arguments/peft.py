@@ -25,8 +25,8 @@ class PeftArguments:
     lora_dropout: float = HfArg(default=0.05, help="Dropout before LoRA's first matrix, from 0 to below 1.")
     lora_target_modules: list[str] | None = HfArg(
         default=None,
-        help="Names of the layers that get LoRA, separated by spaces or commas. Not said: PEFT's table for the "
-        "architecture. Unlike in the originals of the reward and PPO scripts, this acts.",
+        help="Names of the layers that get LoRA, separated by spaces or commas; a name with * stands for every "
+        "linear layer it fits (*layers.*, *_proj). Not said: PEFT's table for the architecture. Unlike in the originals of the reward and PPO scripts, this acts.",
     )
     lora_all_linear: bool = HfArg(
         default=False,

@@ -94,6 +94,7 @@ class PPOArguments:
         default=20000,
         help="Samples (answers) to learn from, over all processes; rounded up to whole updates.",
     )
+    total_epochs: float | None = HfArg(default=None, help="Passes over the prompts, in place of --steps.")
     batch_size: int = HfArg(
         default=32,
         help="Answers rolled out at a time, on each process; an update learns from --generation_batches times as many.",
@@ -112,6 +113,10 @@ class PPOArguments:
     save_freq: int | None = HfArg(
         default=None,
         help="Updates between checkpoints. Not said: only the end is saved (the original saved nothing then).",
+    )
+
+    save_updates: list[int] | None = HfArg(
+        default=None, help="Updates after which a checkpoint is saved too, beside --save_freq."
     )
 
     # rollout
@@ -300,13 +305,18 @@ def parse_ppo(argv: Sequence[str] | None = None) -> PPORun:
     """The settings on the command line. Bad input ends the process: one line, exit status 2."""
     parser = ppo_parser()
     parsed = parser.parse(argv)
-    notes = notes_on(parsed[PPOArguments], parsed.given)
+    ppo = parsed[PPOArguments]
+    if "steps" in parsed.given and "total_epochs" not in parsed.given:
+        ppo.total_epochs = None  # only a default: what was asked for beats it
+    notes = notes_on(ppo, parsed.given)
     return parser.checked(assemble(PPORun, parsed, PPODataArguments, PPOArguments, notes), check_ppo)
 
 
 def notes_on(ppo: PPOArguments, given: frozenset[str]) -> list[str]:
     """Lines on flags that do not act as given."""
     notes = leading_padding_note(ppo.num_padding_at_beginning)
+    if "steps" in given and ppo.total_epochs is not None:
+        notes.append("--steps: not used, since --total_epochs says how long to train")
     if ppo.align_overflow:
         notes.append(
             "--align_overflow: always so here: a step with a gradient that is not finite is left out for policy and value"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from rlhf_hw.arguments.checks import at_least, check_run
@@ -20,6 +21,7 @@ def check_ppo(run: PPORun) -> None:
     check_run(run)
     _check_reward(run.stage)
     _check_batches(run.stage, run.training.gradient_accumulation_steps)
+    _check_duration(run.stage)
     _check_numbers(run)
     _check_critic(run)
     _check_beside_ppo(run.stage)
@@ -92,6 +94,13 @@ def _check_batches(ppo: PPOArguments, accumulation: int) -> None:
             f"--batch_size: {ppo.batch_size}{batches} is not a multiple of --mini_batch_size {ppo.mini_batch_size} x "
             f"--gradient_accumulation_steps {accumulation} = {step}; change one of them"
         )
+
+
+def _check_duration(ppo: PPOArguments) -> None:
+    if ppo.total_epochs is not None and not 0 < ppo.total_epochs < math.inf:
+        raise UserError(f"--total_epochs: got {ppo.total_epochs}, expected a number above 0")
+    if ppo.save_updates and min(ppo.save_updates) < 1:
+        raise UserError(f"--save_updates: got {min(ppo.save_updates)}, expected numbers of updates, from 1")
 
 
 def _check_numbers(run: PPORun) -> None:

@@ -45,7 +45,7 @@ class TrainingFlags:
         affair (optimum-habana's defaults differ from transformers')."""
         values = {}
         for field in dataclasses.fields(self):
-            if not field.init:
+            if not field.init or field.name == "local_rank":  # launchers say it in the environment too
                 continue
             value = getattr(self, field.name)
             if field.name in self.given | self.stage_defaults or value != _default_of(field):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ from rlhf_hw.rollout.generate import GenerateEngine
 from rlhf_hw.trainers import trainer_for
 from rlhf_hw.trainers.ppo import PPOMixin, collate_indices, steps_per_update, updates_in
 from rlhf_hw.trainers.ptx import BLOCK_SIZE
+from rlhf_hw.trainers.save_at import SaveAt
 from rlhf_hw.trainers.scoring import (
     FunctionScorer,
     RewardModelScorer,
@@ -58,14 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     function = import_function(run.stage.reward_function) if run.stage.reward_function else None
     statistics = reward_statistics(run)
     world = session.args.world_size
-    updates = updates_in(run.stage, world)
-    session.args.max_steps = updates * per_update
     check_horizon(run, world)
     tokenizer = session.tokenizer(
         run.model.tokenizer_name or run.model.model_name_or_path, "--tokenizer_name"
     )
     prompts, held_out = tokenized(session, run, tokenizer)
     text = unsupervised_text(session, run, tokenizer)
+    if run.stage.total_epochs is not None:
+        run.stage.steps = math.ceil(run.stage.total_epochs * len(prompts))
+    updates = updates_in(run.stage, world)
+    session.args.max_steps = updates * per_update
     session.say(
         f"{updates} updates of {run.stage.answers_per_update * world} answers, {per_update} optimizer steps each; logging, "
         "saving and evaluating count in updates"
@@ -104,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             unsupervised=text,
             on_samples=lambda update, rows: directory.log_samples(update * per_update, rows[:SAMPLES_KEPT]),
         )
+        if run.stage.save_updates:
+            trainer.add_callback(SaveAt([update * per_update for update in run.stage.save_updates]))
         session.train(trainer, directory)
     return 0
 

@@ -28,6 +28,7 @@ from rlhf_hw.data.sources import DataSource, Purpose, Splits, load_splits
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.adapters import adapter_config, attach_adapter, count_parameters
 from rlhf_hw.models.load import LoadOptions, check_model_path, check_tokenizer_path, load_tokenizer
+from rlhf_hw.models.wrapping import set_dropout
 from rlhf_hw.report.callback import RunDirectoryCallback
 from rlhf_hw.report.progress import StageProgress
 from rlhf_hw.run_directory import RunDirectory
@@ -244,6 +245,8 @@ class Session:
     def with_adapter(self, model: Any, task_type: str, peft: PeftArguments | None = None) -> Any:
         """`model` with the adapter that `--peft` (or `peft`) names; all its weights train where it names none."""
         peft = peft or self.run.peft
+        if self.run.model.dropout is not None:
+            set_dropout(model, self.run.model.dropout)
         if peft.peft is None:
             return model
         config = adapter_config(

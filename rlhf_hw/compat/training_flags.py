@@ -65,6 +65,7 @@ _OUR_HELP = {
     "gradient_checkpointing": "Recompute activations in the backward pass: less memory, about a fifth slower.",
     "gradient_checkpointing_kwargs": "Options for torch.utils.checkpoint as a JSON object.",
     "use_cpu": "The same as --device cpu.",
+    "local_rank": "Taken, as DeepSpeed's launcher puts it in front; which process this is, launchers say in the environment.",
     "hub_token": "Token to push with; written nowhere. Not said: the one models are read with.",
 }
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any
+
+from torch import nn
 
 from rlhf_hw.errors import UserError
 
@@ -63,6 +66,8 @@ def attach_adapter(model: Any, config: Any, *, gradient_checkpointing: bool) -> 
     if config.peft_type in (peft.PeftType.PROMPT_TUNING, peft.PeftType.P_TUNING):
         config.token_dim = model.get_input_embeddings().embedding_dim
 
+    if isinstance(getattr(config, "target_modules", None), (list, set)):
+        config.target_modules = matching_layers(model, sorted(config.target_modules))
     if getattr(model, "is_quantized", False):
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=gradient_checkpointing)
     elif gradient_checkpointing:
@@ -77,6 +82,34 @@ def attach_adapter(model: Any, config: Any, *, gradient_checkpointing: bool) -> 
         if parameter.requires_grad:  # llama_adapter takes the base's dtype; small steps vanish in bf16
             parameter.data = parameter.data.float()
     return adapted
+
+
+def matching_layers(model: Any, names: Sequence[str]) -> set[str]:
+    """`names`, with those that hold a * replaced by the linear layers they fit; the output head is none of them.
+
+    Raises:
+        UserError: a pattern fits nothing.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+        and module is not head
+        and name.split(".")[-1] not in ("score", "classifier", "lm_head")
+    ]
+    found = set()
+    for name in names:
+        fitting = {layer for layer in layers if fnmatchcase(layer, name)} if "*" in name else {name}
+        if not fitting:
+            raise UserError(
+                f"--lora_target_modules: no linear layer's name contains {name.strip('*')}; they are called as "
+                f"{layers[0] if layers else 'nothing'}"
+            )
+        found |= fitting
+    return found
 
 
 def count_parameters(model: Any) -> tuple[int, int]:

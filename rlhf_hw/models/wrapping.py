@@ -45,10 +45,16 @@ def remove_dropout(model: nn.Module) -> None:
     In PPO the log-probabilities of one and the same policy must agree between rollout, scoring and update: with
     dropout the first ratio is not 1 (Huang et al. 2024, arXiv 2403.17031, detail 7).
     """
+    set_dropout(model, 0.0)
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Set every dropout probability, in place. Whole layers are dropped as before, unless `probability` is zero."""
+    part = "dropout" if probability else "drop"
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0
+            module.p = probability
         for name, value in vars(module).items():
             # attention and MLP modules of transformers keep some as plain numbers: attention_dropout, layerdrop, …
-            if "drop" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
+            if part in name and isinstance(value, float):
+                setattr(module, name, probability)

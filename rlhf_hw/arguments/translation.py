@@ -1,0 +1,158 @@
+"""Reading a command line in the dialect it is written in: its flags beside ours, and what they become."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from rlhf_hw.arguments.dialects.dialect import Dialect, Flag
+from rlhf_hw.arguments.dialects.recognise import named, of_another, recognised
+from rlhf_hw.arguments.options import checked, parse_bool, parse_number
+from rlhf_hw.arguments.settling import Said, Settled
+from rlhf_hw.errors import UserError
+
+_READ: dict[str, tuple[Callable[[str], Any], str]] = {
+    "text": (str, "a text"),
+    "int": (int, "a whole number"),
+    "number": (parse_number, "a number"),
+    "switch": (parse_bool, "true or false"),
+    "list": (str, "names"),
+}
+
+
+class Held(argparse.Action):
+    """Keep the value of a flag that is no setting of ours, for the dialect to settle."""
+
+    def __init__(self, name: str, flag: Flag) -> None:
+        convert, expected = _READ[flag.kind]
+        super().__init__(
+            spellings(name),
+            dest=name,
+            nargs={"switch": "?", "list": "+"}.get(flag.kind),
+            const=True if flag.kind == "switch" else None,
+            type=checked(convert, expected, flag.choices or None),
+        )
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        parser.hold(self.dest, values)  # type: ignore[attr-defined]
+
+
+class Translation:
+    """The dialect of one command line, and the words that are its own. Without a dialect every flag is one of ours."""
+
+    def __init__(self, command: str, dialect: Dialect | None, told_by: str | None) -> None:
+        self.dialect = dialect
+        self.flags: Mapping[str, Flag] = dialect.flags[command] if dialect is not None else {}
+        self.held: dict[str, Any] = {}
+        self._command = command
+        self._told_by = told_by
+
+    @classmethod
+    def of(
+        cls, command: str, asked: str | None, spelled: Mapping[str, str], known: Iterable[str]
+    ) -> Translation:
+        """The one that was asked for, else the one that the flags tell.
+
+        Raises:
+            UserError: there is no such dialect, or the flags are of two.
+        """
+        if asked is not None:
+            return cls(command, named(asked, command), None)
+        found = recognised(command, spelled, set(known))
+        return cls(command, None, None) if found is None else cls(command, *found)
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Setting → value, below file and command line."""
+        return {} if self.dialect is None else self.dialect.defaults[self._command]
+
+    def opening(self) -> tuple[str, ...]:
+        """Which dialect is read, and why."""
+        if self.dialect is None:
+            return ()
+        told = "as asked" if self._told_by is None else f"told by --{self._told_by}; --dialect names another"
+        return (f"dialect: {self.dialect.name}, the flags and defaults of {self.dialect.system} ({told})",)
+
+    def settle(self, settings: Mapping[str, Any], given: frozenset[str]) -> Iterable[Settled]:
+        """What the held flags become."""
+        if self.dialect is None:
+            return ()
+        return self.dialect.settle(self._command, Said(self.held, settings, given, processes()))
+
+    def lines(self, values: Mapping[str, tuple[str, Any]]) -> list[str]:
+        """A line for each flag that does nothing here, and for each that is one of ours with another meaning.
+
+        `values`: setting → the spelling it was given under, and its value.
+        """
+        lines = [f"--{name}: {self.flags[name].note}" for name in self.held if self.flags[name].idle]
+        for spelling, value in values.values():
+            name = spelling[2:].replace("-", "_")
+            flag = self.flags.get(name)
+            if flag is not None and flag.setting not in (None, name) and flag.note:
+                lines.append(f"--{name} {shown(value)}: here --{flag.setting}, {flag.note}")
+        return lines
+
+    def became(self, settled: Settled, done: Mapping[str, Any], given: Mapping[str, Any]) -> Iterable[str]:
+        """The line on settings that were `done`; none on defaults that speak for themselves. `given`: own settings."""
+        if settled.flags:
+            values = {**given, **self.held}
+            flags = " ".join(f"--{name} {shown(values[name])}" for name in settled.flags)
+            here = " ".join(f"--{name} {shown(value)}" for name, value in done.items())
+            yield f"{flags}: " + ", ".join(
+                part for part in (f"here {here}" if here else "", settled.line) if part
+            )
+        elif settled.line:
+            yield settled.line
+
+    def hint(self, flag: str) -> str | None:
+        """Whose flag it is, where it is none of this command line's dialect."""
+        name = flag[2:].replace("-", "_")
+        ours = "intel" if self.dialect is None else self.dialect.name
+        other = of_another(self._command, name, [ours])
+        return None if other is None else f"a flag of {other}, and this is read as {ours}; see --dialect"
+
+
+def spellings(name: str) -> list[str]:
+    """`--a_b`, and `--a-b` beside it."""
+    return [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
+
+
+def first_words(
+    argv: Sequence[str], settings: Sequence[tuple[str, Any]], ours: Iterable[str]
+) -> dict[str, str]:
+    """Flag without its dashes → the first word after it, on the command line and in the file.
+
+    A file may hold every setting of `ours`, as the one that a run leaves does: from it come only names that are none.
+    """
+    words = {key.replace("-", "_"): str(value) for key, value in settings}
+    words = {name: value for name, value in words.items() if name not in ours}
+    for word, following in zip(argv, [*argv, ""][1:], strict=True):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            words[name.replace("-", "_")] = value if equals else following
+    return words
+
+
+def processes() -> int:
+    """Of this run, as its launcher says."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"WORLD_SIZE: got {text!r}, expected a number of processes; leave it to the launcher")
+    return int(text)
+
+
+def shown(value: Any) -> str:
+    """A value as on a command line."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
