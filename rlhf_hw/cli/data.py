@@ -1,5 +1,7 @@
 """`rlhf-hw data preview`: what a data set becomes, as text and as tokens with their loss mask, before training.
 
+`rlhf-hw data formats` lists the formats that are known by their columns or their names.
+
 With colour, targets are green, masked tokens are dim, and special tokens are reversed. Without (a pipe, a
 file, NO_COLOR), targets stand between ⟦ and ⟧ and special tokens show by their own spelling.
 """
@@ -8,13 +10,14 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import datasets
 from datasets import Dataset
 from rich.console import Console
 from rich.text import Text
 
+from rlhf_hw.arguments.data import parse_data_split
 from rlhf_hw.data.example import CANONICAL_FEATURES, PURPOSES, Example, Purpose, from_row
 from rlhf_hw.data.formats import FORMATS
 from rlhf_hw.data.sources import DataSource, Splits, load_splits
@@ -33,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     try:
-        _preview(arguments, console)
+        if arguments.command == "formats":
+            for known in FORMATS:
+                console.print(Text.assemble((f"{known.name}: ", HEADING_STYLE), known.example_columns))
+        else:
+            _preview(arguments, console)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -43,17 +50,51 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rlhf-hw data", description="Look at data before training on them.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("formats", help="list the known formats and their columns")
     preview = commands.add_parser(
         "preview",
         help="show rows as text and as tokens with the loss mask",
         description="Read a data set as training would, and show its first rows, what was wrong and how long it is.",
     )
-    data = preview.add_argument_group("data")
-    data.add_argument("name", metavar="NAME_OR_FILE", help="a hub name, a directory or a file")
-    data.add_argument("--dataset_config_name", help="the configuration of a hub data set")
-    data.add_argument(
-        "--data_format", choices=[known.name for known in FORMATS], help="default: detected by the columns"
+    _add_data_flags(preview.add_argument_group("data"))
+    tokens = preview.add_argument_group("tokens")
+    tokens.add_argument(
+        "--tokenizer", metavar="PATH", help="a model or tokenizer: show tokens and lengths too"
     )
+    tokens.add_argument(
+        "--max_length",
+        type=int,
+        default=DEFAULT_MAX_LENGTH,
+        help=f"longest row in tokens; of prompts for ppo (default: {DEFAULT_MAX_LENGTH})",
+    )
+    tokens.add_argument(
+        "--long_prompts",
+        choices=("drop", "truncate_left"),
+        default="drop",
+        help="ppo: leave out longer prompts, or keep their last tokens (default: drop)",
+    )
+    tokens.add_argument("--train_on_inputs", action="store_true", help="sft: prompts are targets too")
+    preview.add_argument("--rows", type=int, default=3, help="how many rows to show (default: 3)")
+    return parser
+
+
+def _add_data_flags(data: "argparse._ArgumentGroup") -> None:
+    """The flags of training that decide which rows are read and what text they become."""
+    data.add_argument(
+        "name", metavar="NAME_OR_FILE", nargs="+", help="hub names, directories or files; several are mixed"
+    )
+    data.add_argument("--dataset_config_name", help="the configuration of a set that has several")
+    data.add_argument("--train_splits", nargs="+", metavar="SPLIT", help="splits to train on")
+    data.add_argument("--eval_splits", nargs="+", metavar="SPLIT", help="splits to evaluate on")
+    data.add_argument("--data_split", metavar="SFT,RM,PPO", help="shares of the stages, as 2,4,4")
+    data.add_argument(
+        "--sft_only_data_path", nargs="+", metavar="NAME_OR_FILE", help="sets that sft gets whole"
+    )
+    data.add_argument("--dataset_seed", type=int, default=42, help="of splitting and mixing (default: 42)")
+    data.add_argument(
+        "--data_format", help="a format's name or a YAML file; default: detected by the columns"
+    )
+    data.add_argument("--prompt_dict_path", metavar="FILE.json", help="Alpaca's prompts in other words")
     data.add_argument(
         "--purpose", choices=PURPOSES, default="sft", help="what the rows are for (default: sft)"
     )
@@ -68,19 +109,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--cache_dir", help="where converted data are cached (default: that of datasets)")
     data.add_argument("--token", help="access token for the hub")
-    tokens = preview.add_argument_group("tokens")
-    tokens.add_argument(
-        "--tokenizer", metavar="PATH", help="a model or tokenizer: show tokens and lengths too"
-    )
-    tokens.add_argument(
-        "--max_length",
-        type=int,
-        default=DEFAULT_MAX_LENGTH,
-        help=f"longest row in tokens; of prompts for ppo (default: {DEFAULT_MAX_LENGTH})",
-    )
-    tokens.add_argument("--train_on_inputs", action="store_true", help="sft: prompts are targets too")
-    preview.add_argument("--rows", type=int, default=3, help="how many rows to show (default: 3)")
-    return parser
 
 
 def _preview(arguments: argparse.Namespace, console: Console) -> None:
@@ -89,6 +117,12 @@ def _preview(arguments: argparse.Namespace, console: Console) -> None:
     source = DataSource(
         dataset_name=arguments.name,
         dataset_config_name=arguments.dataset_config_name,
+        train_splits=arguments.train_splits,
+        eval_splits=arguments.eval_splits,
+        data_split=None if arguments.data_split is None else parse_data_split(arguments.data_split),
+        sft_only_data_path=arguments.sft_only_data_path,
+        dataset_seed=arguments.dataset_seed,
+        prompt_dict_path=arguments.prompt_dict_path,
         data_format=arguments.data_format,
         cache_dir=arguments.cache_dir,
         token=arguments.token,
@@ -126,7 +160,8 @@ def _tokenize(
         return for_sft(rows, tokenizer, **options)
     if purpose == "reward":
         return for_reward(rows, tokenizer, max_length=arguments.max_length)
-    return for_prompts(rows, tokenizer, max_prompt_length=arguments.max_length)
+    cut: Literal["drop", "left"] = "left" if arguments.long_prompts == "truncate_left" else "drop"
+    return for_prompts(rows, tokenizer, max_prompt_length=arguments.max_length, truncate=cut)
 
 
 def _print_text(example: Example, console: Console) -> None:
