@@ -88,7 +88,7 @@ def check_data(data: DataArguments) -> None:
             )
         if data.streaming:
             raise UserError("--data_split: parts a whole set, and --streaming reads its beginning; give one")
-    for flag in ("train_file", "validation_file", "prompt_dict_path"):
+    for flag in ("train_file", "validation_file"):
         path = getattr(data, flag)
         if path is not None and not Path(path).expanduser().is_file():
             raise UserError(f"--{flag}: there is no file {path}; check the path")

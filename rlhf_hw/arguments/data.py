@@ -27,8 +27,8 @@ class DataArguments:
     )
     dataset_config_name: str | None = HfArg(
         default=None,
-        help="Configuration of the hub data set, where it has several; of a local directory, the directory or json "
-        "file of that name in it.",
+        help="Configuration of the hub data set, where it has several; of a local directory, the directory or data "
+        "file of that name in it. A file has none.",
     )
     train_splits: list[str] | None = HfArg(
         default=None, help="The set's splits to train on, joined. Not said: train, or the only one."
@@ -53,7 +53,8 @@ class DataArguments:
     data_format: str | None = HfArg(
         default=None,
         help="The name of the format the rows are in, or a YAML file that says which columns are prompt, chosen and "
-        "rejected. Not said: told by the columns, or by the set's name where columns cannot tell.",
+        "rejected; of all sets, where there are several. Not said: told by the columns, or by the set's name where "
+        "columns cannot tell.",
     )
     prompt_dict_path: str | None = HfArg(
         default=None,

@@ -24,24 +24,16 @@ _NOTHING = to_row(Example("", None))
 
 @dataclass
 class Converted:
-    """All rows of a source as canonical ones, a verdict on each, and the report on them."""
+    """All rows of a source as canonical ones, which of them are usable, and the report on them."""
 
     everything: Dataset
+    is_usable: np.ndarray
     row_format: Format
     report: FileReport
 
     def usable(self, which: np.ndarray | None = None) -> Dataset:
         """The usable rows in canonical columns; of the rows with these numbers, in their order, where given."""
-        is_usable = np.array(
-            [
-                not malformed and not dropped
-                for malformed, dropped in zip(
-                    self.everything["malformed"], self.everything["dropped"], strict=True
-                )
-            ],
-            dtype=bool,
-        )
-        indices = np.flatnonzero(is_usable) if which is None else which[is_usable[which]]
+        indices = np.flatnonzero(self.is_usable) if which is None else which[self.is_usable[which]]
         dataset = take(self.everything, indices)
         return dataset.remove_columns(
             list(_VERDICT_FEATURES), new_fingerprint=fingerprint_of_values(dataset._fingerprint, "canonical")
@@ -81,7 +73,8 @@ def convert_rows(
         rows.label, row_format.name, len(everything), count_rows(malformed), count_rows(dropped)
     )
     _refuse_if_unfit(report, purpose, max_malformed_fraction)
-    return Converted(everything, row_format, report)
+    is_usable = np.array([not fault and not reason for fault, reason in zip(malformed, dropped, strict=True)])
+    return Converted(everything, is_usable, row_format, report)
 
 
 def format_of(

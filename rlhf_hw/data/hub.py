@@ -57,7 +57,7 @@ def _load(name: str, config: str | None, revision: str | None, options: dict[str
     try:
         return datasets.load_dataset(name, config, revision=revision, **options)
     except RuntimeError as error:
-        if "scripts are no longer supported" not in str(error):
+        if revision is not None or "scripts are no longer supported" not in str(error):
             raise
         files = parquet_files(_hub_files(name, options["token"]), config)
     urls = {

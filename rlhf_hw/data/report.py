@@ -83,7 +83,7 @@ class DataReport:
     """What `load_splits` read and made of it.
 
     `files`: one entry a source of rows, train first. `validation_origin`: where the validation rows are from.
-    `sets`: what each set contributed.
+    `sets`: what each set contributed. `notes`: lines on settings that had nothing to act on.
     """
 
     files: list[FileReport]
@@ -91,6 +91,7 @@ class DataReport:
     train_rows: int
     validation_rows: int
     sets: list[SetReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         lines = [line for file in self.files for line in file.lines()]
@@ -98,7 +99,8 @@ class DataReport:
         if len(self.sets) > 1:
             lines += [one.line() for one in self.sets]
             origin = f"{len(self.sets)} sets mixed"
-        return [*lines, f"train {self.train_rows} rows, validation {self.validation_rows} rows ({origin})"]
+        lines.append(f"train {self.train_rows} rows, validation {self.validation_rows} rows ({origin})")
+        return lines + self.notes
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -13,7 +13,7 @@ from datasets import Dataset
 from rlhf_hw.data.convert import Converted, convert_rows, format_of
 from rlhf_hw.data.example import PURPOSES, Purpose
 from rlhf_hw.data.fingerprint import fingerprint_of_files, fingerprint_of_values
-from rlhf_hw.data.formats import Format, format_named, known_formats
+from rlhf_hw.data.formats import Format, alpaca, format_named, known_formats
 from rlhf_hw.data.hub import open_hub
 from rlhf_hw.data.report import DataReport, FileReport, SetReport
 from rlhf_hw.data.rows import READERS, RowSource, data_suffix, from_dataset, from_files, join_rows
@@ -24,6 +24,7 @@ from rlhf_hw.errors import UserError
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")
 #: DeepSpeed-Chat's name for these two files of the directory one works in.
 LOCAL_JSON_NAME, LOCAL_JSON_FILES = "local/jsonfile", {"train": "data/train.json", "eval": "data/eval.json"}
+ALPACA_NAMES = {alpaca.FORMAT.name, alpaca.PREFERENCE_FORMAT.name}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -108,6 +109,8 @@ def load_splits(source: DataSource, purpose: Purpose) -> Splits:
         validation_rows=0 if validation is None else len(validation),
         sets=[one.report() for one in sets],
     )
+    if source.prompt_dict_path is not None and not {file.format for file in reader.files} & ALPACA_NAMES:
+        report.notes.append("--prompt_dict_path: no effect here; no set was read as alpaca or alpaca_farm")
     return Splits(train, validation, report)
 
 

@@ -217,6 +217,13 @@ def test_alpaca_prompts_can_come_from_a_file(load, alpaca_farm, tmp_path):
     assert prompts(load("sft", **options).train)[1] == "Now: b A:"
 
 
+def test_prompts_that_no_set_takes_are_said_to_have_no_effect(load, sets, tmp_path):
+    texts = {"prompt_inputs": "{instruction} {input}", "prompt_noinputs": "{instruction}"}
+    (tmp_path / "prompts.json").write_text(json.dumps(texts))
+    lines = load(dataset_name=sets, prompt_dict_path=str(tmp_path / "prompts.json")).report.lines()
+    assert lines[-1] == "--prompt_dict_path: no effect here; no set was read as alpaca or alpaca_farm"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
