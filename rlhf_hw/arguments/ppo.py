@@ -303,7 +303,11 @@ def ppo_parser() -> StageParser:
 
 def parse_ppo(argv: Sequence[str] | None = None) -> PPORun:
     """The settings on the command line. Bad input ends the process: one line, exit status 2."""
-    parser = ppo_parser()
+    return read_ppo(ppo_parser(), argv)
+
+
+def read_ppo(parser: StageParser, argv: Sequence[str] | None) -> PPORun:
+    """The settings in `argv`, checked; what is wrong with them goes to `parser.error`."""
     parsed = parser.parse(argv)
     ppo = parsed[PPOArguments]
     if "steps" in parsed.given and "total_epochs" not in parsed.given:

@@ -43,7 +43,7 @@ class RewardArguments:
         default="last_token",
         help="last_token: -log sigmoid of the difference of the two answers' scores. tokenwise: the mean of that over the "
         "tokens from the first that differs on (DeepSpeed-Chat, without its padding). cross_entropy: of the preference "
-        "given the difference (AlpacaFarm); the same number as last_token.",
+        "given the difference (AlpacaFarm); the same number as last_token. A data column `margin` is taken off the difference.",
     )
     num_padding_at_beginning: int = HfArg(default=0, help=LEADING_PADDING_HELP)
 

@@ -61,6 +61,8 @@ class SFTCollator:
 class PairCollator:
     """B pairs → `input_ids`, `attention_mask` [2B, T]: the B chosen rows first, then the B rejected ones.
 
+    And `margin` [B], fp32: by how much the chosen answer should lead, 0 where the row does not say.
+
     One batch for both sides: one forward pass, and under DDP one gradient reduction.
     """
 
@@ -71,7 +73,8 @@ class PairCollator:
         chosen = [row["chosen_input_ids"] for row in rows]
         rejected = [row["rejected_input_ids"] for row in rows]
         input_ids, attention_mask = pad_rows(chosen + rejected, self.pad_token_id, self.pad_length)
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
+        margin = torch.tensor([row.get("margin") or 0.0 for row in rows])
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "margin": margin}
 
 
 def pad_rows(

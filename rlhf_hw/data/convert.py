@@ -1,5 +1,6 @@
 """Raw rows → a canonical data set in the cache, with a verdict on every row."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -98,7 +99,7 @@ def _judged_rows(
 ) -> Iterator[dict[str, Any]]:
     for row in row_format.gather(rows.read()):
         try:
-            example = _convert_row(row, row_format, task)
+            example = _with_margin(_convert_row(row, row_format, task), row)
             canonical = to_row(example)
             _check_encodable(canonical)
         except MalformedRow as fault:
@@ -129,6 +130,19 @@ def _convert_row(row: Any, row_format: Format, task: str) -> Example:
     # a text's answer begins with the space that separates it from the prompt; a chat template writes its own
     answers = [answer and answer.removeprefix(" ") for answer in (example.chosen, example.rejected)]
     return replace(example, prompt=messages, chosen=answers[0], rejected=answers[1])
+
+
+def _with_margin(example: Example, row: dict[str, Any]) -> Example:
+    """The example with the number in a `margin` column, which a pair of any format may have."""
+    if example.rejected is None or row.get("margin") in (None, ""):
+        return example
+    try:
+        margin = float(row["margin"])
+    except (TypeError, ValueError):
+        margin = math.nan
+    if not math.isfinite(margin):
+        raise MalformedRow("margin is not a number")
+    return replace(example, margin=margin)
 
 
 def _unfit_for(example: Example, purpose: Purpose) -> str:

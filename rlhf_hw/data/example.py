@@ -28,6 +28,7 @@ class Example:
     `chosen`: the answer to learn or to prefer; None where a set has prompts only.
     `rejected`: the answer not to prefer, where there is one.
     `source`: the name of the format the row came in.
+    `margin`: by how much a reward model should score `chosen` above `rejected`, where the set says so.
     `learn_all_turns`: in SFT, the assistant's earlier turns inside `prompt` are targets too.
     """
 
@@ -36,6 +37,7 @@ class Example:
     rejected: str | None = None
     source: str = ""
     learn_all_turns: bool = False
+    margin: float | None = None
 
 
 # An Example as columns: Arrow has no sum types, so a chat prompt is stored as a JSON list of {role, content}.
@@ -47,6 +49,7 @@ CANONICAL_FEATURES = Features(
         "rejected": Value("string"),
         "source": Value("string"),
         "learn_all_turns": Value("bool"),
+        "margin": Value("float32"),
     }
 )
 
@@ -65,6 +68,7 @@ def to_row(example: Example) -> dict[str, Any]:
         "rejected": example.rejected,
         "source": example.source,
         "learn_all_turns": example.learn_all_turns,
+        "margin": example.margin,
     }
 
 
@@ -73,4 +77,6 @@ def from_row(row: Mapping[str, Any]) -> Example:
     prompt: str | tuple[Message, ...] = row["prompt"]
     if row["prompt_is_chat"]:
         prompt = tuple(Message(**message) for message in json.loads(row["prompt"]))
-    return Example(prompt, row["chosen"], row["rejected"], row["source"], row["learn_all_turns"])
+    return Example(
+        prompt, row["chosen"], row["rejected"], row["source"], row["learn_all_turns"], row["margin"]
+    )

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 TOKEN_IDS = [Value("int32")]  # a list of them; int32 holds every vocabulary and halves the cache
 SFT_FEATURES = Features({"input_ids": TOKEN_IDS, "loss_mask": [Value("int8")]})
-REWARD_FEATURES = Features({"chosen_input_ids": TOKEN_IDS, "rejected_input_ids": TOKEN_IDS})
+REWARD_FEATURES = Features(
+    {"chosen_input_ids": TOKEN_IDS, "rejected_input_ids": TOKEN_IDS, "margin": Value("float32")}
+)
 PROMPT_FEATURES = Features(
     {
         "input_ids": TOKEN_IDS,
@@ -95,7 +97,7 @@ def for_sft(
 def for_reward(
     dataset: Dataset, tokenizer: "PreTrainedTokenizerBase", *, max_length: int, num_proc: int | None = None
 ) -> Tokenized:
-    """Columns `chosen_input_ids`, `rejected_input_ids`: prompt + answer + EOS of each side.
+    """Columns `chosen_input_ids`, `rejected_input_ids`: prompt + answer + EOS of each side; `margin`: as the set has it.
 
     A pair of which either side is longer than `max_length` is dropped: cut answers are not what was judged.
     """
@@ -112,7 +114,8 @@ def for_reward(
             elif chosen == rejected:
                 out.drop("both sides have the same tokens")
             else:
-                out.keep({"chosen_input_ids": chosen, "rejected_input_ids": rejected}, length=length)
+                pair = {"chosen_input_ids": chosen, "rejected_input_ids": rejected}
+                out.keep({**pair, "margin": row.example.margin}, length=length)
         return out.columns
 
     _require_eos(tokenizer)
@@ -185,7 +188,8 @@ def answered(
             "prompt_is_chat"
         ]  # a decoded answer keeps the space that a chat's rendering writes of itself
         columns = {"prompt": row["canonical_prompt"], "prompt_is_chat": chat, "source": row["source"]}
-        columns |= {"chosen": answer.strip() if chat else answer, "rejected": None, "learn_all_turns": False}
+        columns |= {"chosen": answer.strip() if chat else answer, "rejected": None}
+        columns |= {"learn_all_turns": False, "margin": None}
         for name, column in batch.items():
             column.append(columns[name])
     sequences = []

@@ -156,7 +156,7 @@ class PPOMixin(StageMixin):
                 f"{self.steps_per_update} steps; resume from a checkpoint between two updates"
             )
         elif step % self.steps_per_epoch == 0:
-            self._decide_early_stop()
+            self.decide_early_stop()
         if step == self.steps_per_update - 1:
             self.averages.add("ppo/early_stopped", float(self.stopped))
         if self.stopped:
@@ -219,7 +219,7 @@ class PPOMixin(StageMixin):
         rows = rows[lengths.argsort(stable=True)]
         return [part.tolist() for part in rows.split(settings.mini_batch_size)]
 
-    def _decide_early_stop(self) -> None:
+    def decide_early_stop(self) -> None:
         """After an epoch: leave the rest of the update out if the policy has moved too far."""
         total, count = self.accelerator.reduce(self.moved, reduction="sum").tolist()
         self.moved.zero_()

@@ -62,8 +62,9 @@ def test_a_packed_row_has_the_labels_of_its_sequences_apart():
 def test_pairs_become_chosen_rows_then_rejected_rows():
     pairs = [
         {"chosen_input_ids": [5, EOS], "rejected_input_ids": [5, 6, EOS]},
-        {"chosen_input_ids": [7, EOS], "rejected_input_ids": [8]},
+        {"chosen_input_ids": [7, EOS], "rejected_input_ids": [8], "margin": 0.5},
     ]
     batch = PairCollator(PAD)(pairs)
+    assert batch["margin"].tolist() == [0, 0.5]
     assert batch["input_ids"].tolist() == [[5, EOS, PAD], [7, EOS, PAD], [5, 6, EOS], [8, PAD, PAD]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 1], [1, 0, 0]]

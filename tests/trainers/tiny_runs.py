@@ -54,6 +54,11 @@ def prompt_rows(count: int = 8, seed: int = 0) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"input_ids": ids, "prompt": texts, "chosen": answers})
 
 
+def text_blocks(count: int = 6, length: int = 10, seed: int = 4) -> datasets.Dataset:
+    """Blocks of unsupervised text, all of one length."""
+    return datasets.Dataset.from_dict({"input_ids": random_ids([length] * count, seed)})
+
+
 def word_score(rollout: Rollout, rows: Sequence[dict[str, Any]]) -> torch.Tensor:
     """Mean of the answer's word numbers, from -1 to 1: a reward that leaves no two answers alike."""
     answers = rollout.response_ids()
@@ -123,7 +128,12 @@ def sft_trainer(
 
 
 def reward_trainer(
-    directory: Path, model: Any, rows: Any = None, shapes: ShapePolicy | None = None, **overrides: Any
+    directory: Path,
+    model: Any,
+    rows: Any = None,
+    shapes: ShapePolicy | None = None,
+    rm_loss: str = "last_token",
+    **overrides: Any,
 ) -> Any:
     shapes = shapes or DynamicShapes()
     return trainer_for(RewardMixin, backends.resolve("cpu"))(
@@ -133,6 +143,7 @@ def reward_trainer(
         eval_dataset=pair_rows(5, seed=1),
         data_collator=PairCollator(0, shapes.pad_length),
         shapes=shapes,
+        rm_loss=rm_loss,
     )
 
 
@@ -158,6 +169,7 @@ def ppo_trainer(
     statistics: Any = None,
     world_size: int = 1,
     shapes: RolloutShapes | None = None,
+    unsupervised: Any = None,
     **overrides: Any,
 ) -> Any:
     shapes = shapes or RolloutShapes()
@@ -177,9 +189,10 @@ def ppo_trainer(
         data_collator=collate_indices,
         processing_class=tokenizer,
         settings=settings,
-        engine=GenerateEngine(tokenizer, shapes),
+        engine=GenerateEngine(tokenizer, shapes, settings.batch_size),
         scorer=scorer,
         shapes=shapes,
         synchronize=lambda: None,
         statistics=statistics,
+        unsupervised=unsupervised,
     )
