@@ -74,11 +74,12 @@ def _hub_files(name: str, token: str | None) -> list[str]:
 
 
 def parquet_files(paths: list[str], config: str | None) -> dict[str, list[str]]:
-    """Split → files, of the paths CONFIG/SPLIT/NUMBER.parquet; `config` may be left out where there is one."""
+    """Split → files, of the paths CONFIG/SPLIT/NUMBER.parquet; None: the only configuration, "default" or "all"."""
     parts = [path.split("/") for path in sorted(paths) if path.endswith(".parquet") and path.count("/") == 2]
     configs = sorted({part[0] for part in parts})
-    if config is None and len(configs) == 1:
-        config = configs[0]
+    if config is None:
+        wholes = configs if len(configs) == 1 else [name for name in ("default", "all") if name in configs]
+        config = wholes[0] if wholes else None
     if config not in configs:
         raise ValueError(f"its configurations are {', '.join(configs) or 'none'}; name one")
     files: dict[str, list[str]] = {}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_hw.data.example import Example
+from rlhf_hw.data.example import Example, Message
 from rlhf_hw.data.formats import MalformedRow, format_named
 from rlhf_hw.data.sources import DataSource, load_splits
 from rlhf_hw.errors import UserError
@@ -30,6 +30,11 @@ def read(tmp_path):
 def test_columns_and_texts_around_them_become_an_example(read, text, example):
     row = {"q": "Why?", "good": "So.", "bad": "No.", "inside": {"it": "deep"}, "dotted.name": "as it is"}
     assert read(text).convert({**row, "问题": "为什么"}) == example
+
+
+def test_a_prompt_written_as_a_dialogue_is_messages_for_a_chat_template(read):
+    known = read("prompt: ' Human: {q} Assistant:'\nchosen: ' {good}'")
+    assert known.chat_prompt({"q": "Why?", "good": "So."}) == (Message("user", "Why?"),)
 
 
 @pytest.mark.parametrize(

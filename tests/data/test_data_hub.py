@@ -24,6 +24,7 @@ def test_the_files_of_a_configuration_are_told_by_split_in_order():
     }
     assert list(parquet_files(FILES, "alpaca_human_preference")) == ["preference"]
     assert list(parquet_files(FILES[:4], None)) == ["sft", "unlabeled"]
+    assert list(parquet_files([*FILES, "all/train/0000.parquet"], None)) == ["train"]
 
 
 @pytest.mark.parametrize(("files", "config"), [(FILES, None), (FILES, "small"), ([], "default")])

@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from rlhf_hw.data.example import Example
+from rlhf_hw.data.example import Example, Message
 from rlhf_hw.data.formats.format import Format, MalformedRow, Row, required_text
+from rlhf_hw.data.formats.hh_rlhf import transcript_prompt
 from rlhf_hw.errors import UserError
 
 SUFFIXES = (".yaml", ".yml")
@@ -39,7 +40,10 @@ def read_format(path: str) -> Format:
     def matches(found: Sequence[str], first_row: Row) -> bool:
         return {column.partition(".")[0] for column in columns} <= set(found)
 
-    return Format(name, matches, convert, " ".join(columns), content=repr(texts))
+    def chat_prompt(row: Row) -> tuple[Message, ...]:
+        return transcript_prompt(parts["prompt"][0](row))
+
+    return Format(name, matches, convert, " ".join(columns), chat_prompt, content=repr(texts))
 
 
 def _read(path: str) -> dict[str, str]:
