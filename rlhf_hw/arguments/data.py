@@ -34,7 +34,8 @@ class DataArguments:
         default=None, help="The set's splits to train on, joined. Not said: train, or the only one."
     )
     eval_splits: list[str] | None = HfArg(
-        default=None, help="The set's splits to evaluate on, joined. Not said: its validation or test split."
+        default=None,
+        help="The set's splits to evaluate on, joined; --validation_file beats them. Not said: its validation or test split.",
     )
     data_split: str | None = HfArg(
         default=None,

@@ -1,5 +1,6 @@
 """docs/data.md is true: its table against the sets' rows, and its example done as written."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -41,6 +42,22 @@ def test_the_table_says_how_a_set_is_read_and_what_for(name):
     assert read_as == known.name
     assert stages.split() == [purpose for purpose in PURPOSES if not _unfit_for(example, purpose)]
     assert (told_by == "its name") == bool(known.set_names)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_preview_shows_a_copy_of_the_set(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir(parents=True)
+    row, example, _ = SETS[name]
+    (Path(name) / "train.jsonl").write_text(json.dumps(row))
+    assert main(["preview", name, "--cache_dir", str(tmp_path / "cache")]) == 0
+    shown = capsys.readouterr().out
+    assert f"1 rows read as {example.source}, 1 converted, 1 usable" in shown
+    if isinstance(example.prompt, str):
+        assert f"[prompt] {example.prompt}\n" in shown
+    for side in ("chosen", "rejected"):
+        answer = getattr(example, side)
+        assert (f"[{side}] {answer}\n" in shown) == (answer is not None)
 
 
 def test_the_example_of_a_users_own_set_works_as_written(tmp_path, monkeypatch, capsys):
