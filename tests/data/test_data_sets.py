@@ -5,6 +5,7 @@ import pytest
 from rlhf_hw.data.example import Example, Message
 from rlhf_hw.data.formats import MalformedRow, detect
 from rlhf_hw.data.formats.alpaca import PROMPT_WITHOUT_INPUT
+from rlhf_hw.errors import UserError
 
 HH_PROMPT = "\n\nHuman: What is a whale?\n\nAssistant: A mammal.\n\nHuman: How large?\n\nAssistant:"
 HH_MESSAGES = (
@@ -216,6 +217,13 @@ def test_a_copy_on_disk_is_known_by_its_path(path):
 def test_a_name_that_only_contains_a_known_one_is_another_set(path):
     row = SETS["Dahoas/synthetic-instruct-gptj-pairwise"][0]
     assert detect(list(row), row, set_name=path).name == "preference"
+
+
+def test_columns_that_only_a_name_tells_apart_ask_for_the_format():
+    with pytest.raises(
+        UserError, match=r"those of mkqa-Chinese or mkqa-Japanese.*mkqa_chinese or mkqa_japanese"
+    ):
+        detect(list(MKQA), MKQA, set_name="mkqa.jsonl")
 
 
 def test_kto_rows_are_no_vicuna_conversations():

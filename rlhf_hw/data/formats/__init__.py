@@ -78,6 +78,13 @@ def detect(
     for candidate in (*named, *(candidate for candidate in formats if not candidate.set_names)):
         if candidate.matches(columns, first_row):
             return candidate
+    told_by_name = [candidate for candidate in formats if candidate.matches(columns, first_row)]
+    if told_by_name:
+        names = " or ".join(name for candidate in told_by_name for name in candidate.set_names)
+        raise UserError(
+            f"--data_format: the columns are those of {names}, and the set is not named so; say which with "
+            f"--data_format {' or '.join(candidate.name for candidate in told_by_name)}"
+        )
     known = "; ".join(f"{candidate.name}: {candidate.example_columns}" for candidate in formats)
     found = ", ".join(map(str, columns)) or "none"
     raise UserError(
