@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +53,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How transformers' `generate` runs on a device: further fields of its config, and further arguments."""
+    """How transformers' `generate` runs on a device: further fields of its config, and further arguments.
+
+    `ignore_eos`: every answer runs to its full length, and is cut at its first end token afterwards. `around(model,
+    state)`: what a call runs in; `state` tells apart calls that run other operators (adapters, shapes).
+    """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    ignore_eos: bool = False
+    around: Callable[[Any, Hashable], AbstractContextManager[None]] = lambda _model, _state: nullcontext()
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,10 @@ class Backend(ABC):
         """Training arguments for where the user did not say."""
         return {}
 
+    def own_settings(self) -> frozenset[str]:
+        """Settings that act here and are no training arguments."""
+        return frozenset()
+
     def refused_training_arguments(self) -> dict[str, str]:
         """Training arguments that mean nothing here, each with the reason."""
         return {}
@@ -154,8 +164,12 @@ class Backend(ABC):
         policy = self.shape_policy()
         return RolloutShapes(policy, policy)
 
-    def generation_options(self) -> GenerationOptions:
-        """How `generate` runs here."""
+    def generation_options(self, model: Any = None) -> GenerationOptions:
+        """How `generate` runs here, of `model` where it is known.
+
+        Raises:
+            BackendError: the model cannot generate in the way that was asked for.
+        """
         return GenerationOptions()
 
     def quantization_config(
@@ -172,6 +186,12 @@ class Backend(ABC):
         )
 
     # Housekeeping
+    def replay_passes(self, module: Any, state: Callable[[], Hashable]) -> None:
+        """From now on `module`'s forward passes may be recorded once for each shape, and replayed: no Python in it runs
+        again then. `state()` tells apart what Python decides inside. Nothing where there is no such thing.
+        """
+        return
+
     def end_graph(self) -> None:
         """Where operations are collected into graphs: this one is complete, run it. Nothing elsewhere."""
         return

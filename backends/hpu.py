@@ -8,9 +8,10 @@ has asked for this backend.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ from backends.base import (
     Precision,
     local_rank,
 )
+from backends.hpu_generation import CACHE_SETTINGS, HPUGeneration, generating
+from backends.hpu_graphs import HPUGraphSettings, replay_passes
 from backends.optimum_habana import optimum_habana
 from backends.shapes import RolloutShapes, ShapePolicy, StaticBuckets, choose_buckets, round_up
 
@@ -36,10 +39,9 @@ MOST_BUCKETS = 4
 #: Lengths are multiples of this many tokens: SFT's of the original scripts on Gaudi.
 LENGTH_MULTIPLE = 8
 EMULATOR = "habana_torch_plugin_emulator"
-_NO_GRAPHS = (
-    "a replayed HPU graph repeats no Python, and the losses here pick their positions in Python; leave it out (lazy mode "
-    "compiles graphs by itself)"
-)
+GRAPHS_FOR_INFERENCE = ("use_hpu_graphs", "use_hpu_graphs_for_inference")
+GRAPHS_FOR_TRAINING = "use_hpu_graphs_for_training"
+TRANSFORMER_ENGINE = "habana_frameworks.torch.hpex.experimental.transformer_engine"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,10 @@ class HPUSettings:
     runtime: Literal["auto", "optimum", "native"] = "auto"
     lazy_mode: bool | None = None
     torch_compile: bool = False
+    gradient_checkpointing: bool = False
     gaudi_config_name: str | None = None
+    graphs: HPUGraphSettings = field(default_factory=HPUGraphSettings)
+    generation: HPUGeneration = field(default_factory=HPUGeneration)
 
 
 class HPUBackend(Backend):
@@ -159,6 +164,14 @@ class HPUBackend(Backend):
             return super().training_arguments_class
         return optimum_habana().GaudiTrainingArguments
 
+    def own_settings(self) -> frozenset[str]:
+        """HPU graphs are made here: optimum-habana would wrap whole models, with the hooks in them. The rest is about
+        rollouts; the stock `generate` knows nothing of caches that optimum-habana's models keep.
+        """
+        settings = {*GRAPHS_FOR_INFERENCE, GRAPHS_FOR_TRAINING, "max_hpu_graphs", "ignore_eos"}
+        settings.add("disable_tensor_cache_hpu_graphs")
+        return frozenset(settings | (CACHE_SETTINGS if self.is_optimum else set()))
+
     def training_argument_overrides(self) -> dict[str, Any]:
         if not self.is_optimum:
             several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -174,13 +187,24 @@ class HPUBackend(Backend):
         return defaults
 
     def refused_training_arguments(self) -> dict[str, str]:
-        return {
+        refused = {
             "fp16": "a Gaudi has no fp16 training; use --bf16, its own format",
             "tf32": "tf32 is a format of NVIDIA's tensor cores, which a Gaudi has not; leave it out",
-            "use_hpu_graphs": _NO_GRAPHS,
-            "use_hpu_graphs_for_inference": _NO_GRAPHS,
-            "use_hpu_graphs_for_training": _NO_GRAPHS,
         }
+        if self.lazy_mode.value != "lazy":
+            reason = (
+                f"HPU graphs exist in lazy mode only, and this is {self.lazy_mode.value} mode "
+                f"({self.lazy_mode.reason}); give --use_lazy_mode True, or leave it out"
+            )
+            refused |= dict.fromkeys((*GRAPHS_FOR_INFERENCE, GRAPHS_FOR_TRAINING), reason)
+        elif self.settings.gradient_checkpointing:
+            refused[GRAPHS_FOR_TRAINING] = (
+                "a replayed graph does not put back the random numbers with which --gradient_checkpointing computes a "
+                "layer again; leave one of the two out"
+            )
+        if not _has_transformer_engine():
+            refused |= dict.fromkeys(("fp8", "minimize_memory"), _NO_TRANSFORMER_ENGINE)
+        return refused
 
     def notes(self) -> list[str]:
         runtime, mode = self.runtime, self.lazy_mode
@@ -222,16 +246,31 @@ class HPUBackend(Backend):
         sequence = StaticBuckets((round_up(prompt + max_new_tokens, LENGTH_MULTIPLE),))
         return RolloutShapes(StaticBuckets((prompt,)), sequence, max_new_tokens)
 
-    def generation_options(self) -> GenerationOptions:
+    def generation_options(self, model: Any = None) -> GenerationOptions:
+        wanted = self.settings.generation
         if not self.is_optimum:
-            return GenerationOptions()
-        lazy = self.lazy_mode.value == "lazy"
+            return GenerationOptions(ignore_eos=wanted.ignore_eos)
+        lazy, graphs = self.lazy_mode.value == "lazy", self.settings.graphs
+        if model is not None:
+            wanted.check(model, by_graphs=graphs.inference)
+        arguments = {
+            "lazy_mode": lazy,
+            "hpu_graphs": lazy and graphs.inference,
+            "ignore_eos": wanted.ignore_eos,
+        }
         return GenerationOptions(
-            config={"static_shapes": True},
-            arguments={"lazy_mode": lazy, "hpu_graphs": False, "ignore_eos": True},
+            config={"static_shapes": True, **wanted.config()},
+            arguments=arguments,
+            ignore_eos=wanted.ignore_eos,
+            around=partial(generating, wanted, graphs if arguments["hpu_graphs"] else None),
         )
 
     # Housekeeping
+    def replay_passes(self, module: Any, state: Callable[[], Hashable]) -> None:
+        graphs = self.settings.graphs
+        if self.lazy_mode.value == "lazy" and (graphs.inference or graphs.training):
+            replay_passes(module, state, graphs)
+
     def end_graph(self) -> None:
         if self.lazy_mode.value == "lazy":
             import habana_frameworks.torch.core as core
@@ -276,3 +315,17 @@ class HPUBackend(Backend):
             "runtime": f"{self.runtime.value} ({self.runtime.reason})",
             "mode": f"{self.lazy_mode.value} ({self.lazy_mode.reason})",
         }
+
+
+_NO_TRANSFORMER_ENGINE = (
+    "training in 8 bits needs Intel's transformer engine, which this Gaudi software has not (the emulator has none "
+    "either); leave it out, bf16 is the default"
+)
+
+
+def _has_transformer_engine() -> bool:
+    """Whether Intel's library for 8-bit training is part of the Gaudi software."""
+    try:
+        return find_spec(TRANSFORMER_ENGINE) is not None
+    except ModuleNotFoundError:  # one of the packages above it
+        return False

@@ -83,8 +83,8 @@ def dynamic_backend(resolve: Any) -> Any:
         def rollout_shapes(self, prompt_lengths: Sequence[int], max_new_tokens: int) -> RolloutShapes:
             return RolloutShapes()
 
-        def generation_options(self) -> GenerationOptions:
-            options = super().generation_options()
+        def generation_options(self, model: Any = None) -> GenerationOptions:
+            options = super().generation_options(model)
             return GenerationOptions(
                 config=dict.fromkeys(options.config, False),
                 arguments={**options.arguments, **({"ignore_eos": False} if options.arguments else {})},

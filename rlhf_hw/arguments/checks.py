@@ -27,7 +27,7 @@ def check_run(run: Run) -> None:
     check_training(run.training)
     at_least(1, run.training, "gradient_accumulation_steps", "per_device_eval_batch_size")
     at_least(0, run.training, "learning_rate", "weight_decay", "max_grad_norm", "warmup_steps")
-    at_least(1, run.hardware, "context_parallel_size", "max_hpu_graphs")
+    at_least(1, run.hardware, "context_parallel_size", "max_hpu_graphs", "bucket_size")
 
 
 def check_device(run: Run) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from transformers.hf_argparser import HfArg
 
 from backends.hpu import HPUSettings
+from backends.hpu_generation import HPUGeneration
+from backends.hpu_graphs import HPUGraphSettings
 
 _HPU = "HPU only: "
 
@@ -31,19 +34,33 @@ class HardwareArguments:
         default=True, help=_HPU + "collect operations into graphs instead of running each at once."
     )
     gaudi_config_name: str | None = HfArg(default=None, help=_HPU + "a Gaudi configuration, by name or path.")
-    use_hpu_graphs: bool = HfArg(
-        default=False, help=_HPU + "older name of --use_hpu_graphs_for_inference; refused as that is."
-    )
+    use_hpu_graphs: bool = HfArg(default=False, help=_HPU + "older name of --use_hpu_graphs_for_inference.")
     use_hpu_graphs_for_inference: bool = HfArg(
         default=False,
-        help=_HPU + "HPU graphs for passes without gradients: not supported, refused with the reason.",
+        help=_HPU
+        + "record rollouts, scores and evaluations once for each shape, and replay them (lazy mode only).",
     )
     use_hpu_graphs_for_training: bool = HfArg(
-        default=False, help=_HPU + "HPU graphs for training: not supported, refused with the reason."
+        default=False,
+        help=_HPU + "record and replay forward and backward passes (lazy mode, no --gradient_checkpointing).",
     )
-    max_hpu_graphs: int | None = HfArg(default=None, help=_HPU + "keep at most so many graphs.")
+    max_hpu_graphs: int | None = HfArg(
+        default=None,
+        help=_HPU + "keep at most so many graphs of a model in one role; further shapes run without.",
+    )
     disable_tensor_cache_hpu_graphs: bool = HfArg(
-        default=False, help=_HPU + "do not keep tensors in the graphs (saves memory)."
+        default=False, help=_HPU + "keep no tensors in the graphs of passes without gradients (saves memory)."
+    )
+    reuse_cache: bool = HfArg(
+        default=False,
+        help=_HPU + "rollouts of optimum-habana keep one cache of keys and values and write into it.",
+    )
+    bucket_size: int | None = HfArg(
+        default=None,
+        help=_HPU + "rollouts of optimum-habana lengthen their tensors by so many tokens at a time.",
+    )
+    bucket_internal: bool = HfArg(
+        default=False, help=_HPU + "buckets of the cache inside attention alone; with --bucket_size."
     )
     use_compiled_autograd: bool = HfArg(default=False, help=_HPU + "compile the backward pass too.")
     compile_dynamic: bool | None = HfArg(
@@ -76,7 +93,9 @@ class HardwareArguments:
     )
     non_blocking_data_copy: bool = HfArg(default=False, help=_HPU + "copy batches without waiting.")
     ignore_eos: bool = HfArg(
-        default=True, help=_HPU + "let generation run to its full length and cut at EOS afterwards."
+        default=True,
+        help=_HPU
+        + "rollouts run to their full length and are cut at EOS. False: they end once every answer has.",
     )
     profiling_warmup_steps: int = HfArg(default=0, help=_HPU + "training steps before profiling starts.")
     profiling_steps: int = HfArg(default=0, help=_HPU + "training steps to profile.")
@@ -96,13 +115,26 @@ class HardwareArguments:
     flash_attention_causal_mask: bool = HfArg(default=False, help=_HPU + "fused attention's own causal mask.")
     flash_attention_fp8: bool = HfArg(default=False, help=_HPU + "fused attention in 8-bit floating point.")
 
-    def hpu_settings(self, given: frozenset[str], torch_compile: bool) -> HPUSettings:
-        """What was said about a Gaudi. `given`: names of the settings the user gave."""
+    def hpu_settings(self, given: frozenset[str], said: Mapping[str, Any]) -> HPUSettings:
+        """What was said about a Gaudi. `given`: names of the settings the user gave; `said`: the training flags."""
         return HPUSettings(
             runtime=self.hpu_runtime,
             lazy_mode=self.use_lazy_mode if "use_lazy_mode" in given else None,
-            torch_compile=torch_compile,
+            torch_compile=bool(said.get("torch_compile")),
+            gradient_checkpointing=bool(said.get("gradient_checkpointing")),
             gaudi_config_name=self.gaudi_config_name,
+            graphs=HPUGraphSettings(
+                inference=self.use_hpu_graphs or self.use_hpu_graphs_for_inference,
+                training=self.use_hpu_graphs_for_training,
+                most=self.max_hpu_graphs,
+                disable_tensor_cache=self.disable_tensor_cache_hpu_graphs,
+            ),
+            generation=HPUGeneration(
+                ignore_eos=self.ignore_eos,
+                reuse_cache=self.reuse_cache,
+                bucket_size=self.bucket_size,
+                bucket_internal=self.bucket_internal,
+            ),
         )
 
     def training_arguments(self, given: frozenset[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rlhf_hw.data.tokenize import for_prompts
 from rlhf_hw.data.unsupervised import unsupervised_blocks
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.reward_model import RewardStatistics
+from rlhf_hw.models.wrapping import without_adapters
 from rlhf_hw.rollout.generate import GenerateEngine
 from rlhf_hw.trainers import trainer_for
 from rlhf_hw.trainers.ppo import PPOMixin, collate_indices, steps_per_update, updates_in
@@ -116,15 +117,15 @@ def make_trainer(ready: Preparation, *, lengths: Sequence[int], **options: Any) 
         if ready.function is not None
         else reward_scorer(session, run, tokenizer, shapes)
     )
+    roles = actor_critic(session, run, tokenizer)
+    generation = session.backend.generation_options(without_adapters(roles.policy))
     return trainer_for(PPOMixin, session.backend)(
-        model=actor_critic(session, run, tokenizer),
+        model=roles,
         args=session.args,
         data_collator=collate_indices,
         processing_class=tokenizer,
         settings=run.stage,
-        engine=GenerateEngine(
-            tokenizer, shapes, run.stage.batch_size, options=session.backend.generation_options()
-        ),
+        engine=GenerateEngine(tokenizer, shapes, run.stage.batch_size, options=generation),
         scorer=scorer,
         shapes=shapes,
         synchronize=session.backend.synchronize,

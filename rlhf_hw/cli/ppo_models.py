@@ -17,6 +17,7 @@ from rlhf_hw.models.load import check_reward_model, load_policy, load_reward_mod
 from rlhf_hw.models.reward_model import RewardModel, RewardStatistics
 from rlhf_hw.models.roles import ActorCritic
 from rlhf_hw.models.wrapping import remove_dropout
+from rlhf_hw.trainers.base import replay_passes
 from rlhf_hw.trainers.scoring import RewardModelScorer, Scorer, same_tokenizer
 
 
@@ -139,4 +140,6 @@ def has_tokenizer(name: str) -> bool:
 
 def frozen_on_device(session: Session, model: Any) -> Any:
     """A model that is only asked, never trained."""
-    return model.eval().requires_grad_(False).to(session.args.device)
+    model = model.eval().requires_grad_(False).to(session.args.device)
+    replay_passes(session.backend, model)
+    return model

@@ -68,11 +68,10 @@ class Session:
         _set_up_logging()
         refuse_sharding(run)
         said = run.training.said()
-        backend = resolve(
-            run.hardware.device, run.hardware.hpu_settings(run.given, bool(said.get("torch_compile")))
-        )
+        backend = resolve(run.hardware.device, run.hardware.hpu_settings(run.given, said))
         hardware = run.hardware.training_arguments(run.given)
         refuse(backend, {**said, **hardware})
+        hardware = {name: value for name, value in hardware.items() if name not in backend.own_settings()}
         precision = backend.precision(said.get("bf16"), said.get("fp16"))
         accepted = accepted_fields(backend.training_arguments_class)
         kwargs, notes = training_kwargs(run.training, accepted)

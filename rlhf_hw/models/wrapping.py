@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -27,6 +28,24 @@ def is_peft(model: nn.Module) -> bool:
     from peft import PeftModel
 
     return isinstance(model, PeftModel)
+
+
+def trunk(model: nn.Module) -> Any:
+    """The decoder of a causal language model or a classifier, without its head."""
+    base = without_adapters(unwrap(model)).base_model
+    return getattr(base, "decoder", base)  # OPT's causal model calls its decoder past the model around it
+
+
+def adapter_state(model: nn.Module) -> Hashable:
+    """Tells apart the states of a model's adapters in which its forward pass is another: on, off, merged, which ones."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    inner = unwrap(model)
+    if not is_peft(inner):
+        return None
+    layers = [module for module in inner.modules() if isinstance(module, BaseTunerLayer)]
+    states = [(tuple(x.active_adapters), x.disable_adapters, tuple(x.merged_adapters)) for x in layers]
+    return (getattr(inner.base_model, "_enabled", None), *states)  # LLaMA-Adapter takes its modules out
 
 
 def part_of_state(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from transformers.generation import (
 from backends.base import GenerationOptions
 from backends.shapes import RolloutShapes, ShapePolicy, WithinContext
 from rlhf_hw.errors import UserError
-from rlhf_hw.models.wrapping import virtual_tokens, without_adapters
+from rlhf_hw.models.wrapping import adapter_state, virtual_tokens, without_adapters
 from rlhf_hw.rollout.engine import Rollout, Sampling, assemble, end_token_ids
 from rlhf_hw.rollout.sampling import InverseCDFProcessor, MinimumLength, uniforms
 
@@ -28,8 +28,7 @@ class GenerateEngine:
 
     Args:
         tokenizer: of the policy.
-        shapes: the widths of a rollout. Where they may not vary, every answer runs to its full length, and is cut at
-            its first end token afterwards.
+        shapes: the widths of a rollout.
         batch_size: prompts a call of `generate`; None takes all at once (the fastest, if memory allows).
         options: the backend's: how `generate` runs on its device.
     """
@@ -123,7 +122,9 @@ class GenerateEngine:
             attention_mask[i, width - len(prompt) :] = 1
         config = self._config(policy, sampling)
         processors = self._processors(policy, sampling, seeds, device)
-        with as_generation_config(policy, config):
+        model = without_adapters(policy)
+        state = (adapter_state(policy), input_ids.shape, sampling.max_new_tokens)
+        with as_generation_config(policy, config), self.options.around(model, state):
             sequences = policy.generate(
                 input_ids=input_ids.to(device),
                 attention_mask=attention_mask.to(device),
@@ -143,7 +144,7 @@ class GenerateEngine:
             max_new_tokens=sampling.max_new_tokens,
             do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=ends if self.shapes.may_vary else None,
+            eos_token_id=None if self.options.ignore_eos else ends,
             bos_token_id=self.tokenizer.bos_token_id,
             use_cache=True,
             **self.options.config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from backends.cpu import CPUBackend
 from backends.shapes import DynamicShapes, ShapePolicy
 from rlhf_hw.compat.evaluated_first import forget_preparation
 from rlhf_hw.models.weights import load_weights_into, save_weights
-from rlhf_hw.models.wrapping import unwrap
+from rlhf_hw.models.wrapping import adapter_state, trunk, unwrap
 from rlhf_hw.rollout.sampling import mix_seed
 from rlhf_hw.trainers.metrics import RunningAverages, TokenRate
 
@@ -64,6 +65,13 @@ def make_optimizer_state(model: nn.Module, optimizer: Any) -> None:
                 value.zero_()
             elif isinstance(value, (int, float)):
                 state[name] = type(value)(0)
+
+
+def replay_passes(backend: Backend, model: Any) -> None:
+    """Let the device record and replay the forward passes of every decoder in `model`; the heads stay outside."""
+    held = getattr(model, "checkpointed_models", None)
+    for inner in [model] if held is None else held():
+        backend.replay_passes(trunk(inner), partial(adapter_state, inner))
 
 
 class OptimizerStepApart(TrainerCallback):
@@ -119,6 +127,7 @@ class StageMixin(TrainerBase):
         self.warm = self.shapes.may_vary
         if not self.warm:
             self.add_callback(OptimizerStepApart(self.backend))
+        replay_passes(self.backend, self.model)
         self.averages = RunningAverages()
         self.tokens = TokenRate()
         # Tells the base not to divide the loss by the accumulation steps: `scale_loss` has done it.

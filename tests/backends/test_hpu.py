@@ -8,6 +8,7 @@ import torch
 
 from backends import BackendError, resolve
 from backends.hpu import HPUBackend, HPUSettings
+from backends.hpu_generation import HPUGeneration
 from backends.shapes import StaticBuckets, WithinContext, choose_buckets, padding_share, round_up
 
 
@@ -137,10 +138,54 @@ def test_bf16_is_the_default_and_fp16_is_refused() -> None:
     assert "NVIDIA" in backend.refused_training_arguments()["tf32"]
 
 
-def test_every_spelling_of_hpu_graphs_is_refused_with_the_reason() -> None:
-    refused = HPUBackend().refused_training_arguments()
-    for name in ("use_hpu_graphs", "use_hpu_graphs_for_inference", "use_hpu_graphs_for_training"):
-        assert "repeats no Python" in refused[name]
+GRAPHS = {"use_hpu_graphs", "use_hpu_graphs_for_inference", "use_hpu_graphs_for_training"}
+
+
+@pytest.mark.parametrize("settings", [{"lazy_mode": False}, {"torch_compile": True}])
+def test_hpu_graphs_are_refused_outside_lazy_mode(optimum: None, settings: dict[str, Any]) -> None:
+    refused = HPUBackend(HPUSettings(**settings)).refused_training_arguments()
+    for name in GRAPHS:
+        assert "lazy mode only" in refused[name]
+        assert "--use_lazy_mode True" in refused[name]
+
+
+@pytest.mark.parametrize("runtime", ["optimum", "native"])
+def test_hpu_graphs_run_in_lazy_mode_of_either_runtime(optimum: None, runtime: Any) -> None:
+    backend = HPUBackend(HPUSettings(runtime=runtime, lazy_mode=True))
+    assert not GRAPHS & set(backend.refused_training_arguments())
+    assert (
+        backend.own_settings() > GRAPHS
+    )  # and are not left to optimum-habana, which would wrap our hooks too
+    assert ("reuse_cache" in backend.own_settings()) == (runtime == "optimum")
+
+
+def test_training_by_graphs_does_not_go_with_recomputed_activations(optimum: None) -> None:
+    refused = HPUBackend(HPUSettings(gradient_checkpointing=True)).refused_training_arguments()
+    assert GRAPHS & set(refused) == {"use_hpu_graphs_for_training"}
+    assert "--gradient_checkpointing" in refused["use_hpu_graphs_for_training"]
+
+
+def test_8_bit_training_needs_intels_transformer_engine(optimum: None) -> None:
+    for name in ("fp8", "minimize_memory"):
+        assert "transformer engine" in HPUBackend().refused_training_arguments()[name]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "wanted", "ignored"),
+    [
+        ("optimum", {}, True),
+        ("optimum", {"ignore_eos": False}, False),
+        ("native", {"ignore_eos": False}, False),
+    ],
+)
+def test_rollouts_run_to_their_full_length_unless_told_otherwise(
+    optimum: None, runtime: Any, wanted: dict[str, Any], ignored: bool
+) -> None:
+    options = HPUBackend(
+        HPUSettings(runtime=runtime, generation=HPUGeneration(**wanted))
+    ).generation_options()
+    assert options.ignore_eos == ignored
+    assert options.arguments.get("ignore_eos", ignored) == ignored
 
 
 # --- shapes ----------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ OPTIONS = {
     "full": "--full_finetune --bf16 False",
     "lora": "--peft lora --bf16 True",
     "checkpointing": "--full_finetune --bf16 True --gradient_checkpointing",
+    "hpu_graphs": "--peft lora --bf16 True --use_hpu_graphs_for_inference --use_hpu_graphs_for_training",
 }
 
 
