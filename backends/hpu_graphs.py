@@ -132,7 +132,8 @@ def _trained_by_graphs(module: Any, settings: HPUGraphSettings) -> Callable[...,
     """`module`'s forward, whose passes with gradients are recorded together with their backward passes.
 
     Intel's cacher gives the buffers of its graph for gradients, which the next backward pass writes over, while
-    autograd keeps what it is given: so each parameter copies its gradient.
+    autograd keeps what it is given: so each parameter copies its gradient. And a second pass of the same shapes would
+    write over what the backward pass of the first still needs: it runs without a graph.
     """
     from habana_frameworks.torch.hpu import ModuleCacher
 
@@ -143,7 +144,21 @@ def _trained_by_graphs(module: Any, settings: HPUGraphSettings) -> Callable[...,
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.register_hook(torch.clone)
-    return trained
+    waiting: set[Hashable] = set()  # for their backward passes
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        shapes = tuple(map(_shape, tree_leaves((args, kwargs))))
+        if shapes in waiting:
+            return plain(*args, **kwargs)
+        outputs = trained(*args, **kwargs)
+        for leaf in tree_leaves(outputs):
+            if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
+                waiting.add(shapes)
+                leaf.register_hook(lambda _gradient: waiting.discard(shapes))
+                break
+        return outputs
+
+    return forward
 
 
 @contextmanager

@@ -167,6 +167,23 @@ def test_gradients_are_those_without_graphs(counted: dict[str, int], adapted: bo
     assert counted["capture_begin"] == 4  # forward and backward of two shapes
 
 
+def test_two_passes_may_wait_for_their_backward_passes(counted: dict[str, int]) -> None:
+    def gradients(model: Any) -> list[torch.Tensor]:
+        model.train()
+        for first, second in ((0, 1), (2, 3)):
+            losses = []
+            for seed in (first, second):
+                inputs = batch(seed)
+                where = inputs["attention_mask"].bool()
+                losses.append(logits_at(model, where, **inputs).logits.logsumexp(-1).mean())
+            (losses[0] * losses[1]).backward()
+        return [p.grad.cpu() for p in model.parameters()]
+
+    expected, found = gradients(on_device()), gradients(with_graphs(on_device()))
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(expected, found, strict=True))
+    assert counted["capture_begin"] == 2
+
+
 def test_without_either_kind_asked_for_nothing_is_recorded(counted: dict[str, int]) -> None:
     model = with_graphs(on_device(), HPUGraphSettings(training=True))
     logits(model, batch())
