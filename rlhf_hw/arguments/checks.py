@@ -84,7 +84,7 @@ def check_data(data: DataArguments) -> None:
         parse_data_split(data.data_split)
         if data.eval_dataset_size is not None:
             raise UserError(
-                "--eval_dataset_size: with --data_split a set without evaluation data keeps a tenth; leave it out"
+                "--eval_dataset_size: with --data_split a tenth of a share is kept where a set has no evaluation data; leave it out"
             )
         if data.streaming:
             raise UserError("--data_split: parts a whole set, and --streaming reads its beginning; give one")

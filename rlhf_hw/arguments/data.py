@@ -40,7 +40,7 @@ class DataArguments:
     data_split: str | None = HfArg(
         default=None,
         help="Three numbers, as 2,4,4: the shares of every set that SFT, reward model and PPO get, the evaluation data "
-        "alike. No row is in two of them. A set without evaluation data then keeps a tenth for it.",
+        "alike. No row is in two of them. Of a set without evaluation data a tenth of the share is kept for it.",
     )
     sft_only_data_path: list[str] | None = HfArg(
         default=None,

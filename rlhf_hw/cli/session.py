@@ -151,8 +151,8 @@ class Session:
             self.say("--sft_only_data_path: no effect here; these sets are for supervised fine-tuning")
         if shares is not None and "validation_split_percentage" in self.run.given:
             self.say(
-                "--validation_split_percentage: no effect here; with --data_split a set without evaluation data keeps "
-                "a tenth"
+                "--validation_split_percentage: no effect here; with --data_split a tenth of a share is kept where a set "
+                "has no evaluation data"
             )
         with self.main_process_first("reading the data"):
             splits = load_splits(source, purpose)

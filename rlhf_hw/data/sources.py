@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from datasets import Dataset
 
 from rlhf_hw.data.convert import Converted, convert_rows, format_of
@@ -29,7 +28,7 @@ class DataSource:
     `data_format`: the name of a format or the path of a YAML file; None detects it by the columns (and the name).
     `prompt_dict_path`: Alpaca's two prompts, in a JSON file.
     Validation rows come from, in this order: `validation_file`; `eval_splits` or the set's own held-out split;
-    with `data_split`, a tenth of train; `eval_dataset_size` rows of train drawn with `dataset_seed`; the first
+    with `data_split`, a tenth of the share; `eval_dataset_size` rows of train drawn with `dataset_seed`; the first
     `validation_split_percentage` of train. Each set for itself, where there are several.
     `streaming`: read a hub set as a stream and stop after `max_train_samples`, without fetching all of it.
     `max_malformed_fraction`: above this share of malformed rows a file is refused.
@@ -212,19 +211,17 @@ class _SetReader:
     ) -> _LoadedSet:
         """This stage's part of the rows. Parted before the unusable ones are left out: those differ by stage."""
         seed, stage = self._source.dataset_seed, PURPOSES.index(self._purpose)
-        evaluated = validation or train
-        if validation is not None or self._source.validation_file is not None:
-            rows, held_out = np.arange(len(train.everything)), np.arange(len(evaluated.everything))
-        else:
-            rows, held_out = held_out_tenth(len(train.everything), seed)
-            origin = f"a tenth of train, drawn with seed {seed}"
-        part = train.usable(stage_part(rows, shares, stage, seed))
+        rows = stage_part(len(train.everything), shares, stage, seed)
+        kept: Dataset | None = None
+        if validation is not None:
+            kept = validation.usable(stage_part(len(validation.everything), shares, stage, seed))
+        elif self._source.validation_file is None:
+            rows, held_out = held_out_tenth(rows)
+            kept, origin = train.usable(held_out), f"a tenth of this share, drawn with seed {seed}"
+        part = train.usable(rows)
         if not len(part):
             raise UserError(
                 f"--data_split: {name}: the share of {self._purpose} holds no usable row of "
                 f"{len(train.everything)}; give it a larger share, or leave out the flag"
             )
-        if self._source.validation_file is not None:
-            return _LoadedSet(name, part, None, "")
-        kept = evaluated.usable(stage_part(held_out, shares, stage, seed))
-        return _LoadedSet(name, part, kept if len(kept) else None, origin)
+        return _LoadedSet(name, part, kept if kept is not None and len(kept) else None, origin)

@@ -13,26 +13,23 @@ from rlhf_hw.data.fingerprint import fingerprint_of_values
 from rlhf_hw.errors import UserError
 
 Shares = tuple[float, float, float]
-#: The part of a set without evaluation data that is kept for it where the stages share the sets.
-EVALUATION_SHARE = 0.1
 
 
-def held_out_tenth(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows to train on, rows to evaluate on) of `count` rows in random order, nine to one."""
-    order = np.random.default_rng((seed, 0)).permutation(count)
-    held_out = round(count * EVALUATION_SHARE)
-    return order[held_out:], order[:held_out]
+def stage_part(count: int, shares: Shares, stage: int, seed: int) -> np.ndarray:
+    """The rows of `count` that stage 0, 1 or 2 gets, in random order. The three parts are disjoint and together all.
 
-
-def stage_part(rows: np.ndarray, shares: Shares, stage: int, seed: int) -> np.ndarray:
-    """The share of `rows` that stage 0, 1 or 2 gets, in random order. The three parts are disjoint and together all.
-
-    They are of the same rows whichever stage asks: the order depends on the seed and the number of rows alone.
+    They depend on the number of rows, the shares and the seed alone, so that every stage finds the same three.
     """
-    order = np.random.default_rng((seed, 1)).permutation(rows)
+    order = np.random.default_rng((seed, 1)).permutation(count)
     total = sum(shares)
-    bounds = [round(len(rows) * bound / total) for bound in accumulate(shares, initial=0.0)]
+    bounds = [round(count * bound / total) for bound in accumulate(shares, initial=0.0)]
     return order[bounds[stage] : bounds[stage + 1]]
+
+
+def held_out_tenth(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows to train on, rows to evaluate on), nine to one; fewer than ten rows are all trained on."""
+    held_out = len(rows) // 10
+    return rows[held_out:], rows[:held_out]
 
 
 def split_off(

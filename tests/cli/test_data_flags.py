@@ -21,7 +21,7 @@ def write(path: str, rows: list[dict[str, str]]) -> str:
 
 @pytest.fixture
 def sets(workplace: Path) -> dict[str, str]:
-    """Two sets for every stage, of 20 and 10 rows, and a third of 10 dialogues without rejected answers."""
+    """Two sets for every stage, of 50 and 10 rows, and a third of 10 dialogues without rejected answers."""
 
     def pairs(question: str, count: int) -> list[dict[str, str]]:
         return [
@@ -30,7 +30,7 @@ def sets(workplace: Path) -> dict[str, str]:
         ]
 
     dialogues = [{"instruction": f"Human: Is it {n}? Assistant: ", "output": "So it is."} for n in range(10)]
-    write("rm-static/train.json", pairs("\n\nHuman: What is {}?\n\nAssistant:", 20))
+    write("rm-static/train.json", pairs("\n\nHuman: What is {}?\n\nAssistant:", 50))
     write("synthetic-instruct-gptj-pairwise/train.json", pairs("How much is {}?", 10))
     write("MultiTurnAlpaca/train.json", dialogues)
     return {"both": "rm-static synthetic-instruct-gptj-pairwise", "dialogues": "MultiTurnAlpaca"}
@@ -48,10 +48,10 @@ def test_fine_tuning_gets_its_share_and_the_sets_that_are_its_alone(
         "sft", "--model_name_or_path", text_llama_dir, *shared(sets), "--output_dir", "out", "--dry_run"
     )
     assert outcome.status == 0, outcome.err
-    assert "rm-static gives 4 rows to train, 0 to validation" in outcome.err
+    assert "rm-static gives 9 rows to train, 1 to validation" in outcome.err
     assert "synthetic-instruct-gptj-pairwise gives 2 rows to train" in outcome.err
     assert "MultiTurnAlpaca gives 9 rows to train, 1 to validation" in outcome.err
-    assert "train 15 rows, validation 1 rows (3 sets mixed)" in outcome.err
+    assert "train 20 rows, validation 2 rows (3 sets mixed)" in outcome.err
 
 
 def test_the_reward_model_gets_its_share_alone_and_says_so(
@@ -62,7 +62,7 @@ def test_the_reward_model_gets_its_share_alone_and_says_so(
     assert outcome.status == 0, outcome.err
     assert "--sft_only_data_path: no effect here" in outcome.err
     assert "--validation_split_percentage: no effect here" in outcome.err
-    assert "train 10 rows, validation 2 rows (2 sets mixed)" in outcome.err
+    assert "train 22 rows, validation 2 rows (2 sets mixed)" in outcome.err
 
 
 def test_ppo_answers_the_ends_of_long_prompts_where_asked_to(
@@ -79,7 +79,7 @@ def test_ppo_answers_the_ends_of_long_prompts_where_asked_to(
     flags += ["--dataset_name", "rm-static", "--max_prompt_length", 5]
     dropped = run("ppo", *flags, "--output_dir", "out")
     assert dropped.status == 2
-    assert "the prompt is longer than max_prompt_length: 20 rows" in dropped.err
+    assert "the prompt is longer than max_prompt_length: 50 rows" in dropped.err
     directory = trained("ppo", *flags, "--long_prompts", "truncate_left")
     samples = [json.loads(line) for line in (directory / "samples.jsonl").read_text().splitlines()]
     assert samples

@@ -99,19 +99,30 @@ def test_a_set_without_rejected_answers_is_refused_for_the_reward_model_by_name(
 # --- shares of the stages --------------------------------------------------------------------------------------
 
 
-def test_the_stages_shares_are_disjoint_and_together_everything(load, sets):
+def test_the_stages_shares_are_disjoint_and_together_everything(load, tmp_path, sets):
+    sets[1] = write(tmp_path / "b", train=pairs("b", 50))
     trained = [prompts(load(stage, dataset_name=sets, data_split=DATA_SPLIT).train) for stage in STAGES]
     evaluated = [
         prompts(load(stage, dataset_name=sets, data_split=DATA_SPLIT).validation) for stage in STAGES
     ]
-    assert [len(part) for part in trained] == [6 + 2, 12 + 3, 12 + 4]
+    assert [len(part) for part in trained] == [6 + 9, 12 + 18, 12 + 18]
     train, held_out = list(chain(*trained)), list(chain(*evaluated))
     assert len(set(train)) == len(train)
     assert not set(train) & set(held_out)
-    # b has no evaluation rows of its own and keeps a tenth
-    assert len([prompt for prompt in train if prompt.startswith("b")]) == 9
+    # b has no evaluation rows of its own: of each share a tenth is kept
+    assert [sum(prompt.startswith("b") for prompt in part) for part in evaluated] == [1, 2, 2]
     assert sorted(train + held_out) == sorted(
-        row["prompt"] for row in pairs("a", 30) + pairs("a", 4, first=100) + pairs("b", 10)
+        row["prompt"] for row in pairs("a", 30) + pairs("a", 4, first=100) + pairs("b", 50)
+    )
+
+
+def test_shares_stay_disjoint_where_one_stage_is_evaluated_on_a_file(load, tmp_path, sets):
+    held_out = write(tmp_path / "other", heldout=pairs("other", 5)) + "/heldout.json"
+    tuned = load("sft", dataset_name=sets[1], data_split=(5.0, 5.0, 0.0), validation_file=held_out)
+    judged = load("reward", dataset_name=sets[1], data_split=(5.0, 5.0, 0.0))
+    assert len(tuned.validation) == 5
+    assert sorted(prompts(tuned.train) + prompts(judged.train)) == sorted(
+        row["prompt"] for row in pairs("b", 10)
     )
 
 
