@@ -104,6 +104,10 @@ class Backend(ABC):
     def device(self) -> torch.device:
         """The device of this process (its local rank's, where there are several)."""
 
+    def prepare(self) -> None:
+        """Ready the libraries for the device, before a model is loaded to be asked. A trainer's class does it itself."""
+        return
+
     # What runs on it
     @property
     def trainer_class(self) -> type:

@@ -29,7 +29,7 @@ from backends.base import (
 )
 from backends.hpu_generation import CACHE_SETTINGS, HPUGeneration, generating
 from backends.hpu_graphs import HPUGraphSettings, replay_passes
-from backends.optimum_habana import optimum_habana
+from backends.optimum_habana import adapt_transformers, optimum_habana
 from backends.shapes import RolloutShapes, ShapePolicy, StaticBuckets, choose_buckets, round_up
 
 #: Read once, when the Gaudi libraries load: 1 collects operations into graphs (lazy), 0 runs each at once (eager).
@@ -150,6 +150,10 @@ class HPUBackend(Backend):
         if self.is_optimum:
             return Choice("lazy", "optimum-habana's default")
         return Choice("eager", "lazy mode is the optimum runtime's")
+
+    def prepare(self) -> None:
+        if self.is_optimum:
+            adapt_transformers()  # its generation takes the arguments below
 
     # What runs on it
     @property

@@ -42,6 +42,11 @@ def optimum_habana() -> Any:
     return optimum.habana
 
 
+def adapt_transformers() -> None:
+    """Put optimum-habana's models and generation in the place of transformers', for good; its training arguments do it too."""
+    optimum_habana().transformers.modeling_utils.adapt_transformers_to_gaudi()
+
+
 @contextmanager
 def _own_pip_first() -> Iterator[None]:
     """At its import it asks `pip list` for the version of the Gaudi plugin, and fails where another Python's pip answers."""

@@ -46,16 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dry run: would answer {len(examples)} prompts with each model, by {decoding.method}")
         return 0
     answers: dict[str, list[list[str]]] = {}
-    for role, (
-        name,
-        flag,
-    ) in models.items():  # one after the other: a second model may not fit beside the first
+    for role, (name, flag) in models.items():
+        gc.collect()  # one after the other: a second model may not fit beside the first
         place = Place.of(settings)
         asked = place.language_model(name, flag)
         print(f"{role}: {name} on {asked.backend.name}, {decoding.method}", flush=True)
         answers[role] = written_answers(asked, examples, decoding)
         del asked
-        gc.collect()
     rows: list[dict[str, Any]] = [
         {"prompt": shown(example), **{role: texts[i] for role, texts in answers.items()}}
         for i, example in enumerate(examples)

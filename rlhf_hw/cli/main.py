@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import rlhf_hw
 
 COMMANDS = {
+    "train": "the three steps in one command: SFT, reward model, PPO",
     "demo": "base model to aligned model on the embedded example, in a few minutes",
     "sft": "supervised fine-tuning",
     "reward": "reward modelling from pairs of answers",

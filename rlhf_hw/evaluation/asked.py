@@ -52,6 +52,7 @@ class Place:
             BackendError: the device is not to be had here.
         """
         backend = resolve(arguments.device)
+        backend.prepare()
         precision = backend.precision(None, None)
         asked = arguments.torch_dtype
         dtype = precision.frozen_dtype if asked == "auto" else getattr(torch, asked)

@@ -97,8 +97,11 @@ def _drawn(asked: Asked, prompts: list[list[int]], decoding: Decoding) -> list[l
 
 
 def _beams(asked: Asked, ids: list[int], decoding: Decoding) -> list[list[int]]:
-    """By transformers' own beam search."""
-    options = asked.backend.generation_options()
+    """By transformers' own beam search; where shapes are fixed, by the one here, which keeps them."""
+    if not asked.backend.shape_policy().may_vary:
+        if decoding.no_repeat_ngram_size:
+            raise UserError("--no_repeat_ngram_size: does not act with beams on this device; leave it out")
+        return _diverse_beams(asked, ids, decoding)
     model = without_adapters(asked.model)
     config = type(model.generation_config)(
         max_new_tokens=decoding.max_new_tokens,
@@ -108,15 +111,11 @@ def _beams(asked: Asked, ids: list[int], decoding: Decoding) -> list[list[int]]:
         do_sample=False,
         pad_token_id=asked.tokenizer.pad_token_id,
         eos_token_id=sorted(end_token_ids(asked.tokenizer, asked.model)),
-        **options.config,
     )
     inputs = torch.tensor([ids], device=asked.backend.device)
     with as_generation_config(asked.model, config), torch.no_grad():
         sequences = asked.model.generate(
-            input_ids=inputs,
-            attention_mask=torch.ones_like(inputs),
-            generation_config=config,
-            **options.arguments,
+            input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config
         )
     return sequences[:, len(ids) :].tolist()
 
