@@ -68,6 +68,8 @@ def assemble(
     hardware, training, source = parsed[HardwareArguments], parsed[TrainingFlags], parsed[data]
     if source.train_file is not None and "dataset_name" not in parsed.given:
         source.dataset_name = None
+        for name in {"dataset_config_name", "train_splits", "eval_splits"} - parsed.given:
+            setattr(source, name, None)  # of that data set
     if training.use_cpu and hardware.device == "auto":
         hardware.device = "cpu"
     return run(

@@ -34,6 +34,25 @@ def test_what_a_preset_sets_was_not_given_by_the_user_but_is_passed_on_to_the_tr
     assert run.opening[0].startswith("preset deepspeed-chat")
 
 
+def test_a_preset_leaves_the_users_data_alone(tmp_path: Path) -> None:
+    for name, commands in PRESETS.items():
+        run = parse_ppo([*PPO, "--dataset_name", "mine", "--preset", name])
+        assert (run.data.dataset_name, run.data.data_split, run.data.train_splits) == (["mine"], None, None)
+        assert run.training.output_dir == "runs/"
+        assert "ppo" in commands
+    run = parse_ppo([*PPO, "--preset", "alpaca-farm-lora"])
+    assert (run.stage.kl_estimator, run.stage.answers_per_update) == ("jensen_shannon", 256)
+    assert (run.peft.peft, run.peft.lora_alpha, run.training.gradient_accumulation_steps) == ("lora", 64, 8)
+
+
+def test_a_file_of_ones_own_has_none_of_the_default_data_sets_parts(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"instruction": "a", "output": "b"}\n')
+    farm = ["--policy_model_name_or_path", "m", "--reward_model_name_or_path", "r", "--train_file", str(file)]
+    data = parse_ppo(farm).data
+    assert (data.dataset_name, data.dataset_config_name, data.train_splits) == (None, None, None)
+
+
 def test_an_unknown_preset_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse_sft([*SFT, "--preset", "deepspeed"])
