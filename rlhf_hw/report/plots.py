@@ -11,9 +11,8 @@ import numpy as np
 
 from rlhf_hw.report.panels import Panel, Row, Series, Theme, points, themes_of
 
-if (
-    TYPE_CHECKING
-):  # matplotlib takes a second to load: only where something is drawn, by one process of a run, at its end
+# Matplotlib takes a second to load, and one process of a run draws, at its end: it is imported there.
+if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PLOTS = "plots"

@@ -3,14 +3,17 @@
 import importlib.util
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from interrupts import listen_to_interrupts
-from launched import ALL_REDUCE, LAUNCH, ROOT, assert_all_end, environment, require_mpirun, run, script
+from launched import ALL_REDUCE, LAUNCH, ROOT, alive, assert_all_end, environment, require_mpirun, run, script
 
 from launchers.failures import MARK, Failure, MarkedLines, any_failure, first_failure, last_words
 from launchers.rank import GRACE
@@ -33,6 +36,7 @@ HANGS = """
 import os, signal, subprocess, sys, time
 if os.environ["RANK"] == "1":
     time.sleep(1)  # until the other has its handler
+    open(sys.argv[1] + "-failed", "w").close()
     fate = os.environ["FATE"]
     if fate == "raise":
         raise ValueError("out of data")
@@ -43,15 +47,31 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)", *sys.argv[1:]])  # a data loader's worker
 time.sleep(100)
 """
+# Will not hear of SIGTERM, as a process that hangs in a collective does not.
+DEAF = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.write(1, b"ready\\n")
+time.sleep(100)
+"""
 LAUNCHERS = ["torchrun", "mpirun", "deepspeed"]
+FATES = {
+    "raise": (1, "rank 1 on {host} failed first: exit code 1; the last it wrote to stderr:\nTraceback"),
+    "kill": (128 + 9, "rank 1 on {host} failed first: killed by SIGKILL"),
+    "7": (7, "rank 1 on {host} failed first: exit code 7; it wrote nothing to stderr"),
+}
+
+
+def require(launcher: str) -> None:
+    if launcher == "mpirun":
+        require_mpirun()
+    if launcher == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
 
 
 @pytest.fixture(params=LAUNCHERS)
 def launcher(request):
-    if request.param == "mpirun":
-        require_mpirun()
-    if request.param == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("deepspeed is not installed")
+    require(request.param)
     return request.param
 
 
@@ -59,28 +79,42 @@ def two(launcher: str, *words: str) -> list[str]:
     return [*LAUNCH, "--launcher", launcher, "--processes", "2", "--device", "cpu", *words]
 
 
+def ends_badly(folder: Path, launcher: str, fate: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """A launch of HANGS, and the seconds from its failure to its end."""
+    folder.mkdir()
+    done = run(*two(launcher, script(folder, HANGS), str(folder / "mark")), FATE=fate)
+    ended = time.time()
+    return done, ended - (folder / "mark-failed").stat().st_mtime
+
+
+@pytest.fixture(scope="module")
+def bad_ends(tmp_path_factory):
+    """(launcher, fate) → its folder and what `ends_badly` will return. They mostly wait: three run at a time."""
+    folder = tmp_path_factory.mktemp("bad_ends")
+    with ThreadPoolExecutor(3) as pool:
+        yield {
+            (launcher, fate): (
+                folder / f"{launcher}-{fate}",
+                pool.submit(ends_badly, folder / f"{launcher}-{fate}", launcher, fate),
+            )
+            for fate in FATES
+            for launcher in LAUNCHERS
+        }
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("fate", "code", "said"),
-    [
-        ("raise", 1, "rank 1 on {host} failed first: exit code 1; the last it wrote to stderr:\nTraceback"),
-        ("kill", 128 + 9, "rank 1 on {host} failed first: killed by SIGKILL"),
-        ("7", 7, "rank 1 on {host} failed first: exit code 7; it wrote nothing to stderr"),
-    ],
-)
-def test_a_rank_that_ends_badly_ends_all_within_seconds_and_is_named_last(
-    tmp_path, launcher, fate, code, said
-):
-    mark = str(tmp_path / "mark")
-    started = time.monotonic()
-    done = run(*two(launcher, script(tmp_path, HANGS), mark), FATE=fate)
-    assert time.monotonic() - started < 40  # a busy machine; GRACE and the launcher's own start are 10
+@pytest.mark.parametrize("fate", FATES)
+def test_a_rank_that_ends_badly_ends_all_within_seconds_and_is_named_last(bad_ends, launcher, fate):
+    folder, ended = bad_ends[launcher, fate]
+    done, seconds = ended.result()
+    assert_all_end(str(folder / "mark"), seconds=5)
+    assert seconds < GRACE + 20  # a busy machine
+    code, said = FATES[fate]
     assert done.returncode == code, done.stderr
     head, _, tail = done.stderr.rpartition("\n\n")
     assert tail.startswith(said.format(host=os.uname().nodename)), head + tail
     if fate == "raise":
         assert tail.rstrip().endswith("ValueError: out of data")
-    assert_all_end(mark, seconds=5)
 
 
 @pytest.mark.slow
@@ -94,10 +128,10 @@ def test_the_rank_that_raised_is_named_and_not_the_one_that_lost_its_peer(tmp_pa
     assert_all_end(mark, seconds=5)
 
 
-def started(launcher: str, folder, mark: str) -> subprocess.Popen[str]:
+def started(launcher: str, folder, mark: str, program: str = SAVES) -> subprocess.Popen[str]:
     """A launch whose two ranks are ready."""
     process = subprocess.Popen(
-        two(launcher, script(folder, SAVES), str(folder), mark),
+        two(launcher, script(folder, program), str(folder), mark),
         cwd=ROOT,
         env=environment(),
         stdin=subprocess.DEVNULL,
@@ -126,13 +160,43 @@ def test_a_signal_reaches_every_rank_which_has_time_to_save(tmp_path, launcher, 
     assert_all_end(mark, seconds=5)
 
 
+def children_of(process: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 @pytest.mark.slow
-def test_ranks_end_when_the_launching_process_is_killed(tmp_path, launcher):
+@pytest.mark.parametrize("killed", ["ours", "its"])
+@pytest.mark.parametrize("launcher", [*LAUNCHERS, "accelerate"])
+def test_ranks_end_when_a_launcher_is_killed(tmp_path, launcher, killed):
+    """`rlhf-hw launch` itself, or the torchrun, mpirun or DeepSpeed that it started; also with ranks that are busy saving."""
+    require(launcher)
     mark = str(tmp_path / "mark")
     process = started(launcher, tmp_path, mark)
+    if killed == "ours":
+        process.kill()
+        process.wait(timeout=10)
+    else:
+        (theirs,) = children_of(process.pid)
+        os.kill(theirs, signal.SIGKILL)
+        assert process.wait(timeout=40) == 128 + 9
+    assert_all_end(mark, seconds=20)
+    assert sorted(path.name for path in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
+
+
+@pytest.mark.slow
+def test_a_rank_that_hears_nothing_is_ended_once_its_launcher_is_gone(tmp_path):
+    mark = str(tmp_path / "mark")
+    program = f"import sys\nfrom launchers import rank\nrank.GRACE_ALONE = 1\nsys.exit(rank.main({[script(tmp_path, DEAF), mark]!r}))"
+    # the shell stands for a launcher; what follows keeps it from becoming the rank itself
+    words = ["sh", "-c", f"{shlex.join([sys.executable, '-c', program])}; exit $?"]
+    process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
     process.kill()
     process.wait(timeout=10)
-    assert_all_end(mark, seconds=40)
+    time.sleep(0.5)
+    assert alive(mark)  # it was told, and does not listen
+    assert_all_end(mark, seconds=10)
 
 
 def rank(*words: str, **changes: str) -> subprocess.CompletedProcess[str]:
