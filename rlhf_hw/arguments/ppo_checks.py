@@ -63,7 +63,10 @@ def _check_critic(run: PPORun) -> None:
         )
     if ppo.init_value_with_reward:
         if ppo.reward_model_name is None:
-            raise UserError("--init_value_with_reward: there is no reward model; give --reward_model_name")
+            raise UserError(
+                "--init_value_with_reward: there is no reward model; give --reward_model_name, or "
+                "--init_value_with_reward false"
+            )
         if ppo.critic_model_name is not None:
             raise UserError(
                 f"--init_value_with_reward: --critic_model_name {ppo.critic_model_name} was given too; give one"

@@ -17,6 +17,8 @@ Settings = dict[str, dict[str, Any]]
 _THE_USERS = {
     *("dataset_name", "dataset_config_name", "train_splits", "eval_splits", "data_split", "output_dir"),
 }
+#: DeepSpeed-Chat's step 3 takes one model for the reward and, as its start, for the value
+_VALUE_FROM_REWARD: dict[str, Any] = {"init_value_with_reward": True}
 _Q_AND_K: dict[str, Any] = {"peft": "lora", "lora_rank": 8, "lora_target_modules": ["*q_proj*", "*k_proj*"]}
 
 #: what the commands on alpaca-rlhf's page pass, on two A100 80G: LLaMA-7B
@@ -36,6 +38,7 @@ _ALPACA_RLHF: Settings = {
         "per_device_eval_batch_size": 64,
     },
     "ppo": {
+        **_VALUE_FROM_REWARD,
         **_Q_AND_K,
         "lora_target_modules": ["*q_proj*"],
         "critic_lora_rank": 8,
@@ -45,8 +48,34 @@ _ALPACA_RLHF: Settings = {
         "ppo_epochs": 2,
     },
 }
-#: what the command on the page of AlpacaFarm's LoRA version passes, in one process: LLaMA-7B
+#: what AlpacaFarm's own sft.sh and reward_modeling.sh pass, to each of eight processes: LLaMA-7B
+_EIGHT_PROCESSES: dict[str, Any] = {
+    "peft": "none",
+    "seed": 42,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 4,
+    "weight_decay": 0.0,
+    "warmup_ratio": 0.03,
+    "lr_scheduler_type": "cosine",
+    "logging_steps": 10.0,
+}
+#: these for the first two stages, and what the command on the page of its LoRA version passes, in one process: LLaMA-7B
 _ALPACA_FARM: Settings = {
+    "sft": {
+        **_EIGHT_PROCESSES,
+        "max_seq_length": 512,
+        "learning_rate": 2e-5,
+        "gradient_accumulation_steps": 16,
+        "num_train_epochs": 3,
+    },
+    "reward": {
+        **_EIGHT_PROCESSES,
+        "max_length": 512,
+        "learning_rate": 3e-6,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 1,
+        "rm_loss": "cross_entropy",
+    },
     "ppo": {
         "peft": "lora",
         "learning_rate": 1e-5,
@@ -58,22 +87,22 @@ _ALPACA_FARM: Settings = {
         "init_kl_coef": 0.02,
         "kl_estimator": "jensen_shannon",
         "save_freq": 20,
-    }
+    },
 }
 
 
 def _preset(defaults: Settings, passed: Settings) -> Settings:
     return {
-        command: {name: value for name, value in settings.items() if name not in _THE_USERS}
+        command: {name: value for name, value in defaults.get(command, {}).items() if name not in _THE_USERS}
         | passed.get(command, {})
-        for command, settings in defaults.items()
+        for command in ("sft", "reward", "ppo")
     }
 
 
 #: preset → command → setting → value
 PRESETS: dict[str, Settings] = {
     "intel-neural-chat": _preset(intel.DEFAULTS, {}),
-    "deepspeed-chat": _preset(deepspeed_chat.DEFAULTS, {}),
+    "deepspeed-chat": _preset(deepspeed_chat.DEFAULTS, {"ppo": _VALUE_FROM_REWARD}),
     "alpaca-rlhf": _preset(alpaca_rlhf.DEFAULTS, _ALPACA_RLHF),
     "alpaca-farm-lora": _preset(alpaca_farm.DEFAULTS, _ALPACA_FARM),
 }

@@ -7,7 +7,7 @@ import pytest
 from rlhf_hw.arguments.parser import StageParser
 from rlhf_hw.arguments.ppo import parse_ppo, ppo_parser
 from rlhf_hw.arguments.presets import PRESETS
-from rlhf_hw.arguments.reward import reward_parser
+from rlhf_hw.arguments.reward import parse_reward, reward_parser
 from rlhf_hw.arguments.sft import parse_sft, sft_parser
 
 PPO = ["--model_name", "m", "--reward_model_name", "r"]
@@ -74,3 +74,46 @@ def test_every_preset_names_settings_that_exist_with_values_their_flags_would_ta
             convert = action.type
             assert callable(convert), name
             assert convert(word) in (value, *(value if isinstance(value, list) else ())), name
+
+
+#: what tells a seed's training from the others': preset → command → setting → value
+TELLING = {
+    "intel-neural-chat": {
+        "ppo": {"kl_estimator": "kl", "adap_kl_ctrl": True, "value_model": "trunk", "ppo_epochs": 4}
+    },
+    "deepspeed-chat": {
+        "sft": {"train_on_inputs": True},
+        "reward": {"rm_loss": "tokenwise"},
+        "ppo": {
+            "init_kl_coef": 0.1,
+            "score_clip": 5.0,
+            "init_value_with_reward": True,
+            "whiten_advantages": False,
+        },
+    },
+    "alpaca-rlhf": {
+        "sft": {"train_on_inputs": False},
+        "ppo": {"init_kl_coef": 0.02, "normalize_scores": True, "ppo_epochs": 2},
+    },
+    "alpaca-farm-lora": {
+        "reward": {"rm_loss": "cross_entropy"},
+        "ppo": {
+            "kl_estimator": "jensen_shannon",
+            "init_kl_coef": 0.02,
+            "whiten_rewards": True,
+            "k_beta": 0.1,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("command", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("preset", TELLING)
+def test_every_preset_is_a_run_of_every_stage(preset: str, command: str) -> None:
+    """Its settings contradict each other nowhere, and the run's configuration shows them."""
+    words = {"sft": SFT, "reward": [*SFT[:2], *SFT[4:]], "ppo": PPO}[command]
+    parse = {"sft": parse_sft, "reward": parse_reward, "ppo": parse_ppo}[command]
+    shown = parse([*words, "--preset", preset]).config_dict()
+    settings = {name: value for group in shown.values() for name, value in group.items()}
+    for name, value in TELLING[preset].get(command, {}).items():
+        assert settings[name] == value, name

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from run_results import losses, metrics
 from safetensors.torch import load_file
@@ -283,3 +284,88 @@ def test_held_out_prompts_are_answered_and_scored(
     found = [row for row in metrics(out) if "eval_scores" in row]
     assert [row["step"] for row in found] == [0, 4]
     assert found[0]["eval_kl"] == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Unsupervised text, of many more tokens than a block has."""
+    rows = [
+        {"text": f"Of {number} apples {number // 2} are red, and the others are not. " * 8}
+        for number in range(30)
+    ]
+    path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_critic_from_the_reward_model_text_and_an_average_of_the_weights_in_one_run(
+    run: Run, ppo_flags: list[object], reward_dir: Path, text_file: Path
+) -> None:
+    flags = [
+        *("--init_value_with_reward", "--critic_lora_rank", 3, "--critic_lora_target_modules", "q_proj"),
+        *("--unsupervised_dataset_name", text_file, "--unsup_coef", 0.5, "--enable_ema", "--ema_decay", 0.5),
+        *("--kl_estimator", "bregman", "--k_beta", 0.1, "--align_overflow"),
+        *("--dialect", "intel", "--num_padding_at_beginning", 1),
+    ]
+    outcome = run("ppo", *ppo_flags, "--reward_model_name", reward_dir, *flags, "--output_dir", "out")
+    assert outcome.status == 0, outcome.err
+    for line in (
+        "--init_value_with_reward: the value function is a model of its own",
+        "--align_overflow: always so here",
+        "--num_padding_at_beginning 1: without effect",
+        "tokens, weight 0.5; 2 beside each micro-batch",
+        "value: a model of its own",
+    ):
+        assert line in outcome.err
+    out = Path("out")
+    adapter = load_file(out / "critic" / "adapter_model.safetensors")
+    assert {name.split(".")[-3] for name in adapter if "lora_A" in name} == {"q_proj"}
+    assert {tensor.shape[0] for name, tensor in adapter.items() if "lora_A" in name} == {3}
+    policy, average = (load_file(place / "adapter_model.safetensors") for place in (out, out / "actor_ema"))
+    assert policy.keys() == average.keys()
+    assert any(not torch.equal(policy[name], average[name]) for name in policy)
+    lines = [row for row in metrics(out) if "unsupervised/loss" in row]
+    assert [row["ppo/skipped_steps"] for row in lines] == [0, 0]
+    assert all(row["unsupervised/loss"] > 0 for row in lines)
+    shown = yaml.safe_load((out / "config.yaml").read_text())["stage"]
+    assert (shown["kl_estimator"], shown["k_beta"], shown["enable_ema"]) == ("k3", 0.1, True)
+
+
+def test_a_value_model_that_reads_other_tokens_is_refused(
+    run: Run, ppo_flags: list[object], foreign_reward_dir: Path
+) -> None:
+    flags = ["--reward_model_name", foreign_reward_dir, "--init_value_with_reward", "--output_dir", "out"]
+    outcome = run("ppo", *ppo_flags, *flags)
+    assert outcome.status == 2
+    assert f"--reward_model_name: {foreign_reward_dir} has another tokenizer than the policy" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        (
+            ["--init_value_with_reward", "--reward_function", "m:f"],
+            "--init_value_with_reward: there is no reward model",
+        ),
+        (["--critic_lora_rank", 4], "--critic_lora_rank: the value head has no layers"),
+        (["--reward_mean", 1.0], "--reward_mean: was given alone"),
+        (["--reward_mean", 1.0, "--reward_std", 2.0], "--reward_mean: acts with --normalize_scores only"),
+        (["--truncate_after", 3], "--truncate_after: acts with --truncate_tokens only"),
+        (["--ema_decay", 1.0], "--ema_decay: got 1.0, expected a number from 0 to below 1"),
+        (["--k_beta", 5.0], "--k_beta: got 5.0"),
+        (["--unsupervised_dataset_config_name", "c"], "--unsupervised_dataset_config_name: of which data?"),
+        (
+            ["--batch_size", 3, "--generation_batches", 3],
+            "--batch_size: 3 x --generation_batches 3 is not a multiple",
+        ),
+    ],
+)
+def test_contradictions_are_one_line(
+    flags: list[object], fault: str, run: Run, ppo_flags: list[object], reward_dir: Path
+) -> None:
+    reward = [] if "--reward_function" in flags else ["--reward_model_name", reward_dir]
+    outcome = run("ppo", *ppo_flags, *reward, *flags, "--output_dir", "out")
+    assert outcome.status == 2
+    assert fault in outcome.err
+    assert "Traceback" not in outcome.err
