@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = {
     "full": "all weights, fp32, SGD",
     "lora": "LoRA, fp32, SGD",
+    "graphs": "LoRA, fp32, SGD, HPU graphs",
+    "cached": "LoRA, fp32, SGD, HPU graphs, kept cache in buckets",
     "accumulated": "two micro-batches a step, fp32, SGD",
     "gpt2": "GPT-2, fp32, SGD",
     "opt": "OPT, fp32, SGD",

@@ -36,6 +36,11 @@ REFERENCE = [
     *(f"sft-{m}" for m in MODELS),
 ]
 ON_ONE_DEVICE = [f"{stage}-{variant}" for stage in STAGES for variant in ("checkpointing", "resumed")]
+#: HPU graphs exist in lazy mode only; caches that are kept and buckets are optimum-habana's.
+LAZY = "hpu-optimum-lazy" if OPTIMUM else "hpu-native-lazy"
+GRAPHS = [*(f"{stage}-graphs" for stage in STAGES), *(["ppo-cached"] if OPTIMUM else [])]
+#: What these variants are compared with; the others with themselves.
+PLAIN = {"fused": "adamw", "graphs": "lora", "cached": "lora"}
 FUSED = [f"{stage}-fused" for stage in STAGES] if OPTIMUM else []
 SHORT = [f"{stage}-{variant}" for stage in STAGES for variant in ("full", "lora")]
 ACCUMULATED = [f"{stage}-accumulated" for stage in STAGES]
@@ -56,6 +61,7 @@ def cases_by_device() -> dict[str, list[str]]:
     """What runs where in this environment."""
     cases = {"cpu": REFERENCE, MAIN: [*REFERENCE, *ON_ONE_DEVICE, *FUSED]}
     cases |= dict.fromkeys(OTHERS, SHORT)
+    cases[LAZY] = [*cases[LAZY], *GRAPHS]
     if torch.cuda.is_available():
         cases["cuda"] = REFERENCE
     return cases
@@ -130,7 +136,7 @@ def measured(work: Path) -> dict[str, Any]:
             stage, variant = case.split("-")
             if device == "cpu" or case in ON_ONE_DEVICE:
                 continue
-            reference = case.replace("fused", "adamw")
+            reference = f"{stage}-{PLAIN.get(variant, variant)}"
             expected, found = result(work, "cpu", reference), result(work, device, case)
             apart, alike = difference(expected, found), None
             if stage == "ppo":

@@ -65,6 +65,9 @@ VARIANTS = {
     "fused": "--full_finetune --bf16 False",
     "bf16": "--full_finetune --bf16 True",
     "accumulated": "--full_finetune --bf16 False {accumulated}",
+    "graphs": "--peft lora --bf16 False --use_hpu_graphs_for_inference --use_hpu_graphs_for_training",
+    "cached": "--peft lora --bf16 False --use_hpu_graphs_for_inference --reuse_cache --bucket_size 8 --bucket_internal "
+    "--ignore_eos False",
     "resumed": "--full_finetune --bf16 False --resume_from_checkpoint {checkpoint}",
 }
 MODELS = ("gpt2", "opt", "qwen2")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import parity
 import pytest
-from parity import ACCUMULATED, FUSED, MAIN, OTHERS, REFERENCE, SHORT, difference, result
+from parity import ACCUMULATED, FUSED, GRAPHS, LAZY, MAIN, OTHERS, REFERENCE, SHORT, difference, result
 from parity_runs import STAGES, STEPS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -114,6 +114,18 @@ def test_the_evaluation_is_the_cpus(work: Path, case: str) -> None:
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+
+
+@pytest.mark.parametrize("case", GRAPHS)
+def test_hpu_graphs_and_kept_caches_change_no_bit(work: Path, case: str) -> None:
+    """Losses, gradients, answers and weights; in PPO the reference is the policy with its adapters off."""
+    plain, graphed = result(work, LAZY, f"{case.split('-')[0]}-lora"), result(work, LAZY, case)
+    for what in ("steps", "digest", "answers"):
+        assert graphed.get(what) == plain.get(what), what
+    for name, value in plain["evaluation"].items():
+        assert graphed["evaluation"][name] == value, name
+    if case.startswith("ppo"):
+        assert abs(plain["evaluation"]["eval_kl"]) > 1e-4  # what a replay of the wrong one would have made zero
 
 
 # --- on hpu alone ----------------------------------------------------------------------------------------------
