@@ -34,6 +34,25 @@ def network() -> torch.nn.Module:
 # ---- capture and replay
 
 
+def test_a_replay_casts_where_the_recording_did_and_nowhere_else():
+    """A rotary embedding, say, turns mixed precision off for its own products."""
+    x = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).to("hpu")
+
+    def products() -> tuple[Tensor, Tensor]:
+        with torch.autocast("hpu", enabled=False):
+            exact = x @ x
+        return exact, x @ x
+
+    with torch.autocast("hpu", dtype=torch.bfloat16):
+        graph, (exact, rounded) = captured(products)
+        x.mul_(1.5)
+        graph.replay()
+        expected = products()
+    assert [exact.dtype, rounded.dtype] == [torch.float32, torch.bfloat16]
+    assert torch.equal(exact.cpu(), expected[0].cpu())
+    assert torch.equal(rounded.cpu(), expected[1].cpu())
+
+
 def test_replay_reads_the_inputs_anew_and_writes_the_results_where_they_were():
     x = torch.full((4,), 1.0, device="hpu")
     graph, result = captured(lambda: (x + 1) * 2)

@@ -172,7 +172,8 @@ class Program:
 
         for position, instruction in enumerate(self.instructions):
             arguments, keywords = tree_map(value_of, (instruction.arguments, instruction.keywords))
-            produced = tree_flatten(instruction.operator(*arguments, **keywords))[0]
+            with torch._C._DisableAutocast():  # casts were recorded; a part that ran without them must again
+                produced = tree_flatten(instruction.operator(*arguments, **keywords))[0]
             for number, leaf in zip(instruction.results, produced, strict=True):
                 if number is not None:
                     values[number] = leaf
