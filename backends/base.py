@@ -190,9 +190,12 @@ class Backend(ABC):
         )
 
     # Housekeeping
-    def replay_passes(self, module: Any, state: Callable[[], Hashable]) -> None:
+    def replay_passes(self, module: Any, state: Callable[[], Hashable], *, sharded: bool = False) -> None:
         """From now on `module`'s forward passes may be recorded once for each shape, and replayed: no Python in it runs
         again then. `state()` tells apart what Python decides inside. Nothing where there is no such thing.
+
+        Raises:
+            BackendError: it was asked for, and is not possible where weights are `sharded`.
         """
         return
 

@@ -206,6 +206,8 @@ class HPUBackend(Backend):
                 "a replayed graph does not put back the random numbers with which --gradient_checkpointing computes a "
                 "layer again; leave one of the two out"
             )
+        if self.is_optimum:
+            refused |= self.settings.generation.contradictions(by_graphs=self.settings.graphs.inference)
         if not _has_transformer_engine():
             refused |= dict.fromkeys(("fp8", "minimize_memory"), _NO_TRANSFORMER_ENGINE)
         return refused
@@ -256,7 +258,7 @@ class HPUBackend(Backend):
             return GenerationOptions(ignore_eos=wanted.ignore_eos)
         lazy, graphs = self.lazy_mode.value == "lazy", self.settings.graphs
         if model is not None:
-            wanted.check(model, by_graphs=graphs.inference)
+            wanted.check(model)
         arguments = {
             "lazy_mode": lazy,
             "hpu_graphs": lazy and graphs.inference,
@@ -270,10 +272,16 @@ class HPUBackend(Backend):
         )
 
     # Housekeeping
-    def replay_passes(self, module: Any, state: Callable[[], Hashable]) -> None:
+    def replay_passes(self, module: Any, state: Callable[[], Hashable], *, sharded: bool = False) -> None:
         graphs = self.settings.graphs
-        if self.lazy_mode.value == "lazy" and (graphs.inference or graphs.training):
-            replay_passes(module, state, graphs)
+        if self.lazy_mode.value != "lazy" or not (graphs.inference or graphs.training):
+            return
+        if sharded:
+            raise BackendError(
+                "--use_hpu_graphs_for_inference, --use_hpu_graphs_for_training: a graph reads weights where they were when "
+                "it was recorded, and DeepSpeed and FSDP move them; leave one of the two out"
+            )
+        replay_passes(module, state, graphs)
 
     def end_graph(self) -> None:
         if self.lazy_mode.value == "lazy":

@@ -30,30 +30,35 @@ class HPUGeneration:
             fields["bucket_size"] = self.bucket_size
         return fields
 
-    def check(self, model: Any, *, by_graphs: bool) -> None:
+    def contradictions(self, *, by_graphs: bool) -> dict[str, str]:
+        """Options that do not go with the others, each with the reason."""
+        found = {}
+        if self.bucket_internal and self.bucket_size is None:
+            found["bucket_internal"] = "give the size of a bucket too, in tokens (--bucket_size)"
+        elif self.bucket_internal and by_graphs and not self.reuse_cache:
+            # its decoding hands the cache on by being written into, and a replay writes into that of the recording
+            found["bucket_internal"] = (
+                "with HPU graphs the cache must be one that is kept; give --reuse_cache too"
+            )
+        if self.bucket_size is not None and not self.bucket_internal:
+            if self.reuse_cache:
+                found["bucket_size"] = (
+                    "a cache that --reuse_cache keeps has its full length from the start; give --bucket_internal too"
+                )
+            elif not self.ignore_eos:
+                found["bucket_size"] = (
+                    "with --ignore_eos False optimum-habana ends other answers than without; give --bucket_internal too, "
+                    "or leave one of the two out"
+                )
+        return found
+
+    def check(self, model: Any) -> None:
         """Refuse what optimum-habana cannot do with `model` (a causal language model).
 
         Raises:
             BackendError: says which option, and what to do.
         """
         name = type(model).__name__
-        if self.bucket_internal and self.bucket_size is None:
-            raise BackendError("--bucket_internal: give the size of a bucket too, in tokens (--bucket_size)")
-        if self.reuse_cache and self.bucket_size is not None and not self.bucket_internal:
-            raise BackendError(
-                "--reuse_cache: a cache that is kept has its full length from the start; with --bucket_size give "
-                "--bucket_internal too"
-            )
-        if not self.ignore_eos and self.bucket_size is not None and not self.bucket_internal:
-            raise BackendError(
-                "--ignore_eos False: with --bucket_size optimum-habana ends other answers than without; give "
-                "--bucket_internal too, or leave one of the two out"
-            )
-        if self.bucket_internal and by_graphs and not self.reuse_cache:
-            # its decoding hands the cache on by being written into, and a replay writes into that of the recording
-            raise BackendError(
-                "--bucket_internal: with HPU graphs the cache must be one that is kept; give --reuse_cache too"
-            )
         if self.reuse_cache and not hasattr(model, "allocate_kv_cache"):
             raise BackendError(f"--reuse_cache: {name} keeps no cache in optimum-habana; leave it out")
         if self.bucket_internal and "cache_idx" not in inspect.signature(model.forward).parameters:

@@ -67,11 +67,11 @@ def make_optimizer_state(model: nn.Module, optimizer: Any) -> None:
                 state[name] = type(value)(0)
 
 
-def replay_passes(backend: Backend, model: Any) -> None:
+def replay_passes(backend: Backend, model: Any, *, sharded: bool = False) -> None:
     """Let the device record and replay the forward passes of every decoder in `model`; the heads stay outside."""
     held = getattr(model, "checkpointed_models", None)
     for inner in [model] if held is None else held():
-        backend.replay_passes(trunk(inner), partial(adapter_state, inner))
+        backend.replay_passes(trunk(inner), partial(adapter_state, inner), sharded=sharded)
 
 
 class OptimizerStepApart(TrainerCallback):
@@ -127,7 +127,8 @@ class StageMixin(TrainerBase):
         self.warm = self.shapes.may_vary
         if not self.warm:
             self.add_callback(OptimizerStepApart(self.backend))
-        replay_passes(self.backend, self.model)
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        replay_passes(self.backend, self.model, sharded=sharded)
         self.averages = RunningAverages()
         self.tokens = TokenRate()
         # Tells the base not to divide the loss by the accumulation steps: `scale_loss` has done it.

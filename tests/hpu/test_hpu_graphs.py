@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import ARCHITECTURES, tiny_model
 
 from backends.base import BackendError
+from backends.hpu import HPUBackend, HPUSettings
 from backends.hpu_generation import HPUGeneration
 from backends.hpu_graphs import HPUGraphSettings, Recordings, replay_passes, replayable
 from rlhf_hw.models.positions import logits_at
@@ -218,16 +219,38 @@ def test_an_object_among_the_inputs_is_not_frozen_into_a_graph() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "by_graphs", "line"),
+    ("wanted", "by_graphs", "name", "reason"),
     [
-        ({"bucket_internal": True}, False, r"--bucket_internal: .*--bucket_size"),
-        ({"reuse_cache": True, "bucket_size": 8}, False, r"--reuse_cache: .*--bucket_internal"),
-        ({"bucket_internal": True, "bucket_size": 8}, True, r"--bucket_internal: .*--reuse_cache"),
-        ({"ignore_eos": False, "bucket_size": 8}, False, r"--ignore_eos False: .*--bucket_internal"),
-        ({"reuse_cache": True}, False, r"--reuse_cache: GPT2LMHeadModel"),
-        ({"bucket_internal": True, "bucket_size": 8}, False, r"--bucket_internal: GPT2LMHeadModel"),
+        ({"bucket_internal": True}, False, "bucket_internal", "--bucket_size"),
+        ({"bucket_internal": True, "bucket_size": 8}, True, "bucket_internal", "--reuse_cache"),
+        ({"reuse_cache": True, "bucket_size": 8}, False, "bucket_size", "--bucket_internal"),
+        ({"ignore_eos": False, "bucket_size": 8}, False, "bucket_size", "--bucket_internal"),
     ],
 )
-def test_what_a_rollout_cannot_do_is_one_line(wanted: dict[str, Any], by_graphs: bool, line: str) -> None:
+def test_options_that_do_not_go_together_are_known_before_a_model_loads(
+    wanted: dict[str, Any], by_graphs: bool, name: str, reason: str
+) -> None:
+    found = HPUGeneration(**wanted).contradictions(by_graphs=by_graphs)
+    assert list(found) == [name]
+    assert reason in found[name]
+    together = HPUGeneration(ignore_eos=False, reuse_cache=True, bucket_size=8, bucket_internal=True)
+    assert not together.contradictions(by_graphs=True)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "line"),
+    [
+        ({"reuse_cache": True}, r"--reuse_cache: GPT2LMHeadModel"),
+        ({"bucket_internal": True, "bucket_size": 8}, r"--bucket_internal: GPT2LMHeadModel"),
+    ],
+)
+def test_what_a_model_cannot_do_in_rollouts_is_one_line(wanted: dict[str, Any], line: str) -> None:
     with pytest.raises(BackendError, match=line):
-        HPUGeneration(**wanted).check(tiny_model("gpt2"), by_graphs=by_graphs)
+        HPUGeneration(**wanted).check(tiny_model("gpt2"))
+
+
+def test_graphs_of_sharded_weights_are_refused() -> None:
+    settings = HPUSettings(lazy_mode=True, graphs=BOTH)
+    with pytest.raises(BackendError, match="DeepSpeed and FSDP move them"):
+        HPUBackend(settings).replay_passes(torch.nn.Linear(1, 1), lambda: None, sharded=True)
+    HPUBackend().replay_passes(torch.nn.Linear(1, 1), lambda: None, sharded=True)  # none was asked for

@@ -125,7 +125,9 @@ def test_hpu_graphs_and_kept_caches_change_no_bit(work: Path, case: str) -> None
     for name, value in plain["evaluation"].items():
         assert graphed["evaluation"][name] == value, name
     if case.startswith("ppo"):
-        assert abs(plain["evaluation"]["eval_kl"]) > 1e-4  # what a replay of the wrong one would have made zero
+        assert (
+            abs(plain["evaluation"]["eval_kl"]) > 1e-4
+        )  # what a replay of the wrong one would have made zero
 
 
 # --- on hpu alone ----------------------------------------------------------------------------------------------
