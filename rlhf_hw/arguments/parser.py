@@ -234,7 +234,7 @@ class StageParser(HfArgumentParser):
             }
             for name, value in done.items():
                 setattr(namespace, name, value)
-                (self._given if settled.flags else self._lowered).add(name)
+                (self._given if settled.flags and not settled.yields else self._lowered).add(name)
             if done or (settled.flags and settled.line):
                 lines += self._translation.became(settled, done, given)
         values = {dest: (spelling, value) for dest, (_, spelling, value) in self._said.items()}

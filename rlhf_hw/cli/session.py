@@ -158,7 +158,23 @@ class Session:
             splits = load_splits(source, purpose)
         for line in splits.report.lines():
             self.say(line)
+        if splits.validation is None and self.args.eval_strategy != "no":
+            self._without_evaluation()
         return splits
+
+    def _without_evaluation(self) -> None:
+        """Evaluations that are only a default are left out where there is nothing to evaluate on.
+
+        Raises:
+            UserError: they were asked for.
+        """
+        if "eval_strategy" in self.run.given:
+            raise UserError(
+                f"--eval_strategy {self.run.training.eval_strategy}: there is no evaluation data; give --validation_file, "
+                "--eval_dataset_size or --validation_split_percentage, or leave it out"
+            )
+        self.say("there is no evaluation data: nothing is evaluated")
+        self.args.eval_strategy = type(self.args.eval_strategy)("no")
 
     @contextmanager
     def main_process_first(self, what: str) -> Iterator[None]:

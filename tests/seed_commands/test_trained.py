@@ -140,3 +140,15 @@ def test_seed_003_learns_from_alpacafarms_instructions(place: Path) -> None:
     assert [row["step"] for row in rows("weights") if "eval_scores" in row][1] == 12  # after update 3
     samples = Path("weights/samples.jsonl").read_text()
     assert "Follow the request." in samples  # --prompt_dict_path
+
+
+def test_without_evaluation_data_only_evaluations_that_were_asked_for_are_missed(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model_name_or_path", "facebook/opt-1.3b", "--lora_dim", "2", "--max_train_samples", "4"]
+    words += ["--data_path", "Dahoas/synthetic-instruct-gptj-pairwise", "--bf16", "False"]
+    assert sft.main([*words, "--output_dir", "unmeasured"]) == 0
+    assert "there is no evaluation data: nothing is evaluated" in capfd.readouterr().err
+    assert Path("unmeasured/adapter_model.safetensors").is_file()
+    assert sft.main([*words, "--output_dir", "measured", "--eval_strategy", "epoch"]) == 2
+    assert "--eval_strategy epoch: there is no evaluation data" in capfd.readouterr().err

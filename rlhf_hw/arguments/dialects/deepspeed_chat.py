@@ -261,6 +261,8 @@ def _models(said: Said) -> Iterator[Settled]:
         if said.settings["value_model"] == "separate":
             settings["critic_model_name"] = name
         yield Settled(("critic_model_name_or_path",), settings)
+        if said.settings["init_value_with_reward"]:  # a preset's way to say the same
+            yield Settled(("critic_model_name_or_path",), {"init_value_with_reward": False}, yields=True)
     checkpointed = [
         name for name in ("actor_gradient_checkpointing", "critic_gradient_checkpointing") if held.get(name)
     ]
