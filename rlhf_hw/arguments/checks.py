@@ -10,6 +10,7 @@ from rlhf_hw.arguments.hardware import HardwareArguments
 from rlhf_hw.arguments.model import ModelArguments
 from rlhf_hw.arguments.peft import PeftArguments
 from rlhf_hw.arguments.run import Run
+from rlhf_hw.arguments.sharding import check_sharding
 from rlhf_hw.arguments.training import check_training
 from rlhf_hw.errors import UserError
 
@@ -25,6 +26,7 @@ def check_run(run: Run) -> None:
     check_adapter(run.peft)
     check_data(run.data)
     check_training(run.training)
+    check_sharding(run)
     at_least(1, run.training, "gradient_accumulation_steps", "per_device_eval_batch_size")
     at_least(0, run.training, "learning_rate", "weight_decay", "max_grad_norm", "warmup_steps")
     at_least(1, run.hardware, "context_parallel_size", "max_hpu_graphs", "bucket_size")

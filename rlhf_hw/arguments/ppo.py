@@ -18,6 +18,7 @@ from rlhf_hw.arguments.peft import PeftArguments
 from rlhf_hw.arguments.ppo_checks import check_ppo
 from rlhf_hw.arguments.reward import LEADING_PADDING_HELP, leading_padding_note
 from rlhf_hw.arguments.run import Run, assemble
+from rlhf_hw.arguments.sharding import PPOShardingArguments
 from rlhf_hw.arguments.training import training_flags_class
 
 PPOPeftArguments = with_defaults(PeftArguments, {"lora_rank": 16, "lora_alpha": 32})
@@ -293,6 +294,7 @@ def ppo_parser() -> StageParser:
             PPOPeftArguments,
             PPOData,
             HardwareArguments,
+            PPOShardingArguments,
             training_flags_class(_TRAINING_DEFAULTS, aliases={"report_to": ["--log_with"]}, without=replaced),
         ],
         description="PPO: let a policy write answers, score them, and make good ones likelier.",

@@ -16,6 +16,7 @@ from rlhf_hw.arguments.options import with_defaults
 from rlhf_hw.arguments.parser import StageParser
 from rlhf_hw.arguments.peft import PeftArguments
 from rlhf_hw.arguments.run import Run, assemble
+from rlhf_hw.arguments.sharding import ShardingArguments
 from rlhf_hw.arguments.training import training_flags_class
 from rlhf_hw.errors import UserError
 
@@ -75,6 +76,7 @@ def reward_parser() -> StageParser:
             RewardData,
             RewardArguments,
             HardwareArguments,
+            ShardingArguments,
             training_flags_class({"do_train": True, "do_eval": True}, required=["output_dir"]),
         ],
         description="Reward modelling: teach a model which of two answers is the better one.",

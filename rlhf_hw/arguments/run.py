@@ -12,6 +12,7 @@ from rlhf_hw.arguments.hardware import HardwareArguments
 from rlhf_hw.arguments.model import ModelArguments
 from rlhf_hw.arguments.parser import Parsed
 from rlhf_hw.arguments.peft import PeftArguments
+from rlhf_hw.arguments.sharding import ShardingArguments
 from rlhf_hw.arguments.training import TrainingFlags
 
 R = TypeVar("R", bound="Run")
@@ -30,6 +31,7 @@ class Run:
     data: DataArguments
     stage: Any
     hardware: HardwareArguments
+    sharding: ShardingArguments
     training: TrainingFlags
     dry_run: bool
     given: frozenset[str]
@@ -45,6 +47,7 @@ class Run:
             "data": plain(self.data),
             "stage": plain(self.stage),
             "hardware": plain(self.hardware),
+            "sharding": plain(self.sharding),
             "training": self.training.config_dict(),
         }
 
@@ -78,6 +81,7 @@ def assemble(
         data=source,
         stage=parsed[stage],
         hardware=hardware,
+        sharding=parsed[ShardingArguments],
         training=training,
         dry_run=parsed.dry_run,
         given=parsed.given,

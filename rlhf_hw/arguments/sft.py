@@ -15,6 +15,7 @@ from rlhf_hw.arguments.model import ModelArguments
 from rlhf_hw.arguments.parser import StageParser
 from rlhf_hw.arguments.peft import PeftArguments
 from rlhf_hw.arguments.run import Run, assemble
+from rlhf_hw.arguments.sharding import ShardingArguments
 from rlhf_hw.arguments.training import TrainingFlags, training_flags_class
 from rlhf_hw.errors import UserError
 
@@ -53,6 +54,7 @@ def sft_parser() -> StageParser:
             SFTDataArguments,
             SFTArguments,
             HardwareArguments,
+            ShardingArguments,
             training_flags_class({}, required=["output_dir"]),
         ],
         description="Supervised fine-tuning: teach a language model to answer as the data does.",

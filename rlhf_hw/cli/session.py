@@ -24,6 +24,12 @@ from rlhf_hw.arguments.data import parse_data_split
 from rlhf_hw.arguments.peft import PeftArguments
 from rlhf_hw.arguments.run import Run
 from rlhf_hw.arguments.training import accepted_fields, training_environment, training_kwargs
+from rlhf_hw.cli.sharding import (
+    EvaluatedAtTheStart,
+    is_sharded,
+    sharding_arguments,
+    sharding_notes,
+)
 from rlhf_hw.data.sources import DataSource, Purpose, Splits, load_splits
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.adapters import adapter_config, attach_adapter, count_parameters
@@ -34,6 +40,7 @@ from rlhf_hw.report.progress import StageProgress
 from rlhf_hw.run_directory import RunDirectory
 from rlhf_hw.run_files import last_checkpoint
 from rlhf_hw.secrets import SecretVault, install_log_filter, redact_argv
+from rlhf_hw.trainers.sharding import leave_models_whole
 
 logger = logging.getLogger("rlhf_hw")
 
@@ -66,7 +73,6 @@ class Session:
         install_log_filter(vault)
         sys.argv[1:] = redact_argv(sys.argv[1:])  # trackers copy it into their records
         _set_up_logging()
-        refuse_sharding(run)
         said = run.training.said()
         backend = resolve(run.hardware.device, run.hardware.hpu_settings(run.given, said))
         hardware = run.hardware.training_arguments(run.given)
@@ -85,10 +91,12 @@ class Session:
         kwargs.setdefault("ddp_find_unused_parameters", False)
         kwargs.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
         kwargs |= backend.training_argument_overrides() | (training or {})
+        kwargs |= sharding_arguments(run, backend, precision)
         if kwargs.get("eval_strategy", "no") == "no":
             kwargs.pop("load_best_model_at_end", None)
         check_trackers(kwargs.get("report_to"))
         args = _training_arguments(backend, kwargs)
+        leave_models_whole()
         chosen = backend.attention_implementation(precision)
         asked = run.model.attn_implementation
         attention = chosen.value if asked == "auto" else asked
@@ -101,7 +109,7 @@ class Session:
         alone = started_alone(os.environ)
         if idle:
             session.say(f"without effect here: {', '.join('--' + name for name in idle)}")
-        for note in (*backend.notes(), *run.notes, *notes, *([alone] if alone else [])):
+        for note in (*backend.notes(), *sharding_notes(run), *run.notes, *notes, *([alone] if alone else [])):
             session.say(note)
         session.checkpoint()  # what cannot be resumed or quantized is refused before anything is read
         session.quantization()
@@ -332,13 +340,7 @@ class Session:
         trained, total = count_parameters(trainer.model)
         self.say(f"training {trained:,} of {total:,} parameters")
         checkpoint = self.checkpoint()
-        if (
-            self.args.do_train
-            and self.args.do_eval
-            and trainer.eval_dataset is not None
-            and checkpoint is None
-        ):
-            self.say_metrics("before training", trainer.evaluate())
+        self._evaluate_first(trainer, checkpoint)
         if checkpoint is not None and not self.args.do_train:
             trainer.load_checkpoint_weights(checkpoint)
         if self.args.do_train:
@@ -354,6 +356,17 @@ class Session:
         self.say(f"results in {run.path}: report.html, metrics.jsonl, plots/")
         return metrics
 
+    def _evaluate_first(self, trainer: Any, checkpoint: str | None) -> None:
+        """Evaluate what the training starts from; a sharded model as soon as it is shared out."""
+        args = self.args
+        if not (args.do_train and args.do_eval) or trainer.eval_dataset is None or checkpoint is not None:
+            return
+        if is_sharded(args):
+            args.eval_on_start = True
+            trainer.add_callback(EvaluatedAtTheStart(self.say_metrics))
+        else:
+            self.say_metrics("before training", trainer.evaluate())
+
     def say_metrics(self, when: str, metrics: dict[str, float]) -> None:
         """An evaluation as one line."""
         shown = {k.removeprefix("eval_"): v for k, v in metrics.items() if k.startswith("eval_")}
@@ -366,17 +379,6 @@ def refuse(backend: Backend, said: dict[str, Any]) -> None:
     for name, reason in backend.refused_training_arguments().items():
         if said.get(name):
             raise BackendError(f"--{name}: {reason}")
-
-
-def refuse_sharding(run: Run) -> None:
-    """Sharded weights need rollouts and scoring of their own kind; without them ranks would wait for each other."""
-    for name in ("fsdp", "deepspeed"):
-        flagged = bool(getattr(run.training, name, None))
-        if flagged or os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() in ("1", "true", "yes"):
-            raise UserError(
-                f"--{name}: sharded training is not supported yet; leave it out (LoRA, --gradient_checkpointing and "
-                "--qlora save memory)"
-            )
 
 
 def check_trackers(report_to: Any) -> None:

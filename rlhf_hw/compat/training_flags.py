@@ -47,6 +47,7 @@ _RETYPED: dict[str, tuple[Any, Any]] = {
     "include_num_input_tokens_seen": (bool, False),
     "liger_kernel_config": (dict | str | None, None),
     "lr_scheduler_kwargs": (dict | str | None, None),
+    "fsdp": (str | None, None),
 }
 
 #: optimizers that were renamed or dropped → what does the same today
@@ -66,6 +67,9 @@ _OUR_HELP = {
     "gradient_checkpointing_kwargs": "Options for torch.utils.checkpoint as a JSON object.",
     "use_cpu": "The same as --device cpu.",
     "local_rank": "Taken, as DeepSpeed's launcher puts it in front; which process this is, launchers say in the environment.",
+    "deepspeed": "Train with DeepSpeed. Bare: as --zero_stage and --offload say. With a JSON object or the path of one: that "
+    'is DeepSpeed\'s configuration, in which "auto" follows the training flags.',
+    "fsdp": "Share weights, gradients and optimizer state by PyTorch's FSDP. Bare: full_shard auto_wrap.",
     "hub_token": "Token to push with; written nowhere. Not said: the one models are read with.",
 }
 
@@ -244,7 +248,7 @@ def _present(field: dataclasses.Field[Any], hint: Any) -> FlagField:
         metadata["choices"] = list(metadata["choices"])
     if field.name in _OUR_HELP:
         metadata["help"] = _OUR_HELP[field.name]
-    if field.name == "resume_from_checkpoint":
+    if field.name in ("resume_from_checkpoint", "deepspeed", "fsdp"):
         metadata |= {"nargs": "?", "const": "true"}
     if field.name in RENAMED:
         metadata["aliases"] = list(RENAMED[field.name])

@@ -22,6 +22,7 @@ from rlhf_hw.models.weights import load_weights_into, save_weights
 from rlhf_hw.models.wrapping import adapter_state, trunk, unwrap
 from rlhf_hw.rollout.sampling import mix_seed
 from rlhf_hw.trainers.metrics import RunningAverages, TokenRate
+from rlhf_hw.trainers.sharding import deepspeed_autocast, leave_models_whole
 
 if TYPE_CHECKING:
     from transformers import Trainer as TrainerBase
@@ -124,8 +125,9 @@ class StageMixin(TrainerBase):
             args._n_gpu = min(args.n_gpu, 1)
         super().__init__(model=model, args=args, **self.backend.trainer_arguments(), **kwargs)
         self.shapes = shapes or DynamicShapes()
-        self.warm = self.shapes.may_vary
-        if not self.warm:
+        # DeepSpeed takes a step whenever it has gone backward: a round of practice would train
+        self.warm = self.shapes.may_vary or self.is_deepspeed_enabled
+        if not self.shapes.may_vary:
             self.add_callback(OptimizerStepApart(self.backend))
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         replay_passes(self.backend, self.model, sharded=sharded)
@@ -133,11 +135,23 @@ class StageMixin(TrainerBase):
         self.tokens = TokenRate()
         # Tells the base not to divide the loss by the accumulation steps: `scale_loss` has done it.
         self.model_accepts_loss_kwargs = True
+        if self.is_deepspeed_enabled:  # accelerate would take DeepSpeed's number over, with a warning
+            self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
+            leave_models_whole()
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train, in step with the other processes also where an evaluation came first."""
         forget_preparation(self.model)
-        return super().train(*args, **kwargs)
+        if resume_from_checkpoint:
+            self.load_stage_state(str(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's; for DeepSpeed without empty groups, which it drops after the schedule has counted them."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.is_deepspeed_enabled:
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
 
     # The order of the data
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
@@ -214,7 +228,7 @@ class StageMixin(TrainerBase):
     @contextmanager
     def autocast(self) -> Iterator[None]:
         """The mixed precision of training, for forward passes outside of it: accelerate's, or the base trainer's own."""
-        with self.accelerator.autocast(), self.autocast_smart_context_manager():
+        with self.accelerator.autocast(), self.autocast_smart_context_manager(), deepspeed_autocast(self):
             yield
 
     # Static shapes
@@ -283,7 +297,11 @@ class StageMixin(TrainerBase):
 
     def load_checkpoint_weights(self, checkpoint: str) -> None:
         """Take over a checkpoint's weights without training on."""
+        self.load_stage_state(checkpoint)
         self._load_from_checkpoint(checkpoint)
+
+    def load_stage_state(self, checkpoint: str) -> None:
+        """Take over what the stage keeps in a checkpoint beside weights and optimizer: here nothing."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the weights of a checkpoint, bit for bit."""

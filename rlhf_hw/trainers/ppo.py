@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from backends.shapes import RolloutShapes
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.reward_model import RewardStatistics
-from rlhf_hw.models.wrapping import unwrap
 from rlhf_hw.rollout.engine import RolloutEngine
 from rlhf_hw.rollout.sampling import mix_seed
 from rlhf_hw.trainers.base import StageMixin
@@ -32,6 +31,7 @@ from rlhf_hw.trainers.optimizer_steps import FiniteStepsOnly, give_critic_its_ow
 from rlhf_hw.trainers.prompts import PromptBatch, PromptSchedule
 from rlhf_hw.trainers.ptx import UnsupervisedBatches
 from rlhf_hw.trainers.scoring import Scorer
+from rlhf_hw.trainers.sharding import whole_weights
 
 if TYPE_CHECKING:
     from rlhf_hw.arguments.ppo import PPOArguments
@@ -188,7 +188,8 @@ class PPOMixin(StageMixin):
 
         What is logged of them goes into the next log line.
         """
-        experience, metrics, samples = self.maker.generate_experience(unwrap(self.model), prompts)
+        with whole_weights(self) as model:
+            experience, metrics, samples = self.maker.generate_experience(model, prompts)
         answers = len(prompts.rows) * self.accelerator.num_processes
         self.written += torch.tensor([answers, metrics.pop("response/tokens")])
         for name, value in metrics.items():
@@ -313,7 +314,8 @@ class PPOMixin(StageMixin):
         indices = inputs["index"].tolist()
         rows = [self.eval_dataset[index] for index in indices]
         seeds = [mix_seed(self.args.seed, index, 3) for index in indices]
-        found = self.maker.evaluate(unwrap(model), PromptBatch(rows, seeds))
+        with whole_weights(self) as whole:
+            found = self.maker.evaluate(whole, PromptBatch(rows, seeds))
         return None, found, torch.zeros(len(found), device=found.device)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -334,17 +336,16 @@ class PPOMixin(StageMixin):
             )
         super()._save_checkpoint(model, *args, **kwargs)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        state = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
+    def load_stage_state(self, checkpoint: str) -> None:
+        state = json.loads((Path(checkpoint) / STATE_FILE).read_text())
         for what, now in self._layout().items():
             if state["layout"][what] != now:
                 raise UserError(
                     f"--resume_from_checkpoint: the first run had {state['layout'][what]} {what} an update, this one has "
                     f"{now}; resume with its batch sizes, epochs and number of processes"
                 )
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.ema is not None:
-            self.ema.load(resume_from_checkpoint)
+            self.ema.load(checkpoint)
         self.maker.load_state_dict(state)
 
     def _layout(self) -> dict[str, int]:

@@ -40,6 +40,12 @@ def refused(run: Run, workplace: Path) -> Callable[..., str]:
     return command
 
 
+@pytest.fixture
+def deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed counts as installed; nothing here gets as far as importing it."""
+    monkeypatch.setattr("rlhf_hw.arguments.sharding.find_spec", lambda name: name)
+
+
 def snapshot(directory: Path) -> dict[str, bytes]:
     """Every path below a directory, with the bytes of the files."""
     paths = sorted(directory.rglob("*"))
@@ -271,11 +277,48 @@ def test_an_unknown_command_is_told_the_known_ones(run: Run, workplace: Path) ->
 
 
 @pytest.mark.parametrize(
-    "flags", [["--fsdp", "full_shard"], ["--deepspeed", '{"zero_optimization": {"stage": 3}}']]
+    ("flags", "message"),
+    [
+        (["--zero_stage", "2"], "--zero_stage: acts with --deepspeed only"),
+        (["--offload"], "--offload: acts with --deepspeed only"),
+        (["--deepspeed", "--offload"], "--offload: --zero_stage 0 shares nothing"),
+        (["--deepspeed", "--fsdp"], "--fsdp and --deepspeed: both were given"),
+        (["--deepspeed", "./nowhere.json"], "--deepspeed: there is no file ./nowhere.json"),
+        (
+            ["--deepspeed", "{}", "--zero_stage", "2"],
+            "--zero_stage: the configuration that --deepspeed names decides",
+        ),
+        (
+            ["--deepspeed", "--zero_stage", "3", "--peft", "prompt"],
+            "--zero_stage 3: --peft prompt reaches into",
+        ),
+        (
+            ["--deepspeed", "--zero_stage", "3", "--qlora"],
+            "--zero_stage 3: quantized weights cannot be sharded",
+        ),
+        (["--deepspeed", "--do_eval"], "--deepspeed: shards what training holds, and nothing is trained"),
+        (["--deepspeed", "--fp16"], "--fp16: a bare --deepspeed trains in bf16 or fp32"),
+        (["--fsdp"], "--fsdp: sharding with FSDP is not supported yet"),
+    ],
 )
-def test_sharded_training_is_refused(
-    flags: list[str], refused: Callable[..., str], language_model_flags: list[object]
+@pytest.mark.usefixtures("deepspeed")
+def test_sharding_that_cannot_be(
+    flags: list[str], message: str, refused: Callable[..., str], language_model_flags: list[object]
 ) -> None:
-    assert f"{flags[0]}: sharded training is not supported yet" in refused(
-        "sft", *language_model_flags, *OUT, *flags
-    )
+    assert message in refused("sft", *language_model_flags, *OUT, *flags)
+
+
+def test_deepspeed_that_is_not_there(
+    refused: Callable[..., str], language_model_flags: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlhf_hw.arguments.sharding.find_spec", lambda name: None)
+    line = refused("sft", *language_model_flags, *OUT, "--deepspeed")
+    assert "--deepspeed: DeepSpeed is not installed" in line
+    assert "requirements-deepspeed.txt" in line
+
+
+def test_what_accelerate_would_shard_behind_a_stage(
+    refused: Callable[..., str], language_model_flags: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert "give --fsdp" in refused("sft", *language_model_flags, *OUT)

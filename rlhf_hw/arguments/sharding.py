@@ -1,0 +1,237 @@
+"""The flags about sharding: DeepSpeed's and FSDP's, with their contradictions."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from transformers.hf_argparser import HfArg
+
+from rlhf_hw.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf_hw.arguments.run import Run
+
+_OFF = ("", "false", "f", "no", "n", "0", "none")
+_BARE = ("true", "t", "yes", "y", "1")
+
+
+@dataclass(kw_only=True)
+class ShardingArguments:
+    """What a bare `--deepspeed` means. `--deepspeed FILE.json` takes DeepSpeed's own configuration instead."""
+
+    _argument_group_name = "Sharding (with --deepspeed)"
+
+    zero_stage: Literal[0, 1, 2, 3] | None = HfArg(
+        default=None,
+        aliases=["--actor_zero_stage"],
+        help="With a bare --deepspeed: what the processes share instead of each holding it whole. 0: nothing; 1: the "
+        "optimizer's state; 2: the gradients too; 3: the weights too. Not said: 0, as in DeepSpeed-Chat.",
+    )
+    offload: bool = HfArg(
+        default=False,
+        help="With a bare --deepspeed and --zero_stage 1 to 3: keep the optimizer's state (stage 3: the weights too) in "
+        "the host's memory.",
+    )
+
+
+@dataclass(kw_only=True)
+class PPOShardingArguments(ShardingArguments):
+    """PPO's further flags about where models lie."""
+
+    critic_zero_stage: Literal[0, 1, 2, 3] | None = HfArg(
+        default=None,
+        help="Policy and critic have one optimizer here, so there is one stage: the higher of this and --zero_stage.",
+    )
+    offload_reference_model: bool = HfArg(
+        default=False,
+        help="Keep a reference model of its own in the host's memory while it is not asked.",
+    )
+    offload_reward_model: bool = HfArg(
+        default=False, help="Keep the reward model in the host's memory while it is not asked."
+    )
+
+    def highest(self) -> int | None:
+        """The higher of the two stages; None where neither was given."""
+        stages = [stage for stage in (self.zero_stage, self.critic_zero_stage) if stage is not None]
+        return max(stages, default=None)
+
+
+def deepspeed_is_bare(said: Any) -> bool:
+    """Whether `--deepspeed` is the switch: the configuration is then made of the other flags."""
+    return said is True or str(said).strip().lower() in _BARE
+
+
+def is_off(said: Any) -> bool:
+    """Whether `--deepspeed` or `--fsdp` was not given, or with a word that says no."""
+    return said is None or said is False or (isinstance(said, str) and said.strip().lower() in _OFF)
+
+
+def zero_stage(run: Run) -> int | None:
+    """The ZeRO stage of a run; None without DeepSpeed."""
+    said = run.training.deepspeed
+    if is_off(said):
+        return None
+    if deepspeed_is_bare(said):
+        return _stage_of(run.sharding) or 0
+    return int(read_config(said).get("zero_optimization", {}).get("stage", 0))
+
+
+def _stage_of(sharding: ShardingArguments) -> int | None:
+    return sharding.highest() if isinstance(sharding, PPOShardingArguments) else sharding.zero_stage
+
+
+def read_config(said: Any) -> dict[str, Any]:
+    """The DeepSpeed configuration that `--deepspeed` names or holds.
+
+    Raises:
+        UserError: there is no such file, or no JSON object in it.
+    """
+    if isinstance(said, dict):
+        return said
+    text = str(said)
+    if not text.lstrip().startswith("{"):
+        path = Path(text).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f"--deepspeed: there is no file {text}; give a DeepSpeed configuration, or the bare switch with --zero_stage"
+            )
+        text = path.read_text(encoding="utf-8")
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"--deepspeed {said}: line {error.lineno}: not JSON: {error.msg}; mend that line"
+        ) from error
+    if not isinstance(config, dict):
+        raise UserError(f"--deepspeed {said}: holds {type(config).__name__}, expected a JSON object")
+    return config
+
+
+def deepspeed_config(run: Run, autocast: str) -> dict[str, Any] | None:
+    """The DeepSpeed configuration of a run; None without `--deepspeed`. "auto" is filled in by transformers.
+
+    `autocast` ("bf16" or "no") is the precision of the run. A bare switch trains in it as without DeepSpeed: weights
+    in fp32 (frozen ones as loaded), operations in bf16 by torch's autocast. A configuration file has its own say.
+    """
+    said = run.training.deepspeed
+    if is_off(said):
+        return None
+    if not deepspeed_is_bare(said):
+        return completed(read_config(said))
+    stage = zero_stage(run) or 0
+    zero: dict[str, Any] = {"stage": stage}
+    if run.sharding.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # torch's own: DeepSpeed's is compiled when first used
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": False},
+    }
+    if autocast == "bf16":
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return completed(config)
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """With what saving whole weights and the training arguments ask for, where the configuration leaves it out."""
+    config = {**config, "zero_optimization": dict(config.get("zero_optimization", {}))}
+    if config["zero_optimization"].get("stage") == 3:
+        config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+    for name in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"):
+        config.setdefault(name, "auto")
+    config.setdefault("zero_allow_untested_optimizer", True)
+    return config
+
+
+def check_sharding(run: Run) -> None:
+    """Contradictions among the flags about sharding, and what cannot be sharded.
+
+    Raises:
+        UserError: names the flag, what was found, what to do.
+    """
+    training, sharding = run.training, run.sharding
+    deepspeed, fsdp = not is_off(training.deepspeed), not is_off(training.fsdp)
+    _check_launcher()
+    if deepspeed and fsdp:
+        raise UserError("--fsdp and --deepspeed: both were given, and each would shard the weights; give one")
+    bare = deepspeed and deepspeed_is_bare(training.deepspeed)
+    for name in ("zero_stage", "critic_zero_stage", "offload"):
+        if name not in run.given or bare or not getattr(sharding, name):
+            continue
+        if deepspeed:
+            raise UserError(
+                f"--{name}: the configuration that --deepspeed names decides; leave one of them out"
+            )
+        raise UserError(f"--{name}: acts with --deepspeed only; give that too, or leave it out")
+    if not deepspeed and not fsdp:
+        return
+    if fsdp:
+        raise UserError("--fsdp: sharding with FSDP is not supported yet; use --deepspeed --zero_stage 3")
+    if deepspeed:
+        _check_deepspeed(run, bare)
+        _check_graphs(run)
+    _check_whole(run, "--fsdp" if fsdp else "--zero_stage 3", shards_weights=fsdp or zero_stage(run) == 3)
+    if not training.do_train:
+        raise UserError(
+            f"--{'fsdp' if fsdp else 'deepspeed'}: shards what training holds, and nothing is trained; leave it out"
+        )
+
+
+def _check_graphs(run: Run) -> None:
+    for name in ("use_hpu_graphs", "use_hpu_graphs_for_inference", "use_hpu_graphs_for_training"):
+        if getattr(run.hardware, name, False):
+            raise UserError(
+                f"--{name}: DeepSpeed moves weights and gradients between replays, which was never tried; leave it or "
+                "--deepspeed out"
+            )
+
+
+def _check_launcher() -> None:
+    """accelerate's own configuration would shard behind the stage's back."""
+    for name in ("deepspeed", "fsdp"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() in _BARE:
+            raise UserError(
+                f"accelerate launch with {name}: the stages take it from their own flags; launch without, and give --{name}"
+            )
+
+
+def _check_deepspeed(run: Run, bare: bool) -> None:
+    if find_spec("deepspeed") is None:
+        raise UserError(
+            "--deepspeed: DeepSpeed is not installed; pip install --no-build-isolation --no-deps -r "
+            "requirements-deepspeed.txt"
+        )
+    stage = zero_stage(run)
+    if run.sharding.offload and not stage:
+        raise UserError(
+            "--offload: --zero_stage 0 shares nothing that could be kept elsewhere; give 1, 2 or 3"
+        )
+    if bare and run.training.fp16:
+        raise UserError(
+            "--fp16: a bare --deepspeed trains in bf16 or fp32; use --bf16, or --deepspeed FILE.json with an fp16 section"
+        )
+
+
+def _check_whole(run: Run, flag: str, *, shards_weights: bool) -> None:
+    """What reaches into weights past the modules that hold them cannot be sharded."""
+    if not shards_weights:
+        return
+    if run.model.quantization_bits() is not None:
+        raise UserError(
+            f"{flag}: quantized weights cannot be sharded; use --zero_stage 2, or leave --qlora out"
+        )
+    if run.peft.peft not in (None, "lora"):
+        raise UserError(
+            f"{flag}: --peft {run.peft.peft} reaches into the weights of the base; use --peft lora or --zero_stage 2"
+        )

@@ -1,0 +1,87 @@
+"""What DeepSpeed and FSDP need before the training arguments are made, and what a user should know of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import Any
+
+from transformers import TrainerCallback
+
+from backends import Backend, Precision
+from rlhf_hw.arguments.run import Run
+from rlhf_hw.arguments.sharding import PPOShardingArguments, deepspeed_config, is_off, zero_stage
+
+_SHARED = {
+    0: "nothing is shared (stage 0)",
+    1: "processes share the optimizer's state (stage 1)",
+    2: "processes share the optimizer's state and the gradients (stage 2)",
+    3: "processes share the optimizer's state, the gradients and the weights (stage 3)",
+}
+
+
+def sharding_arguments(run: Run, backend: Backend, precision: Precision) -> dict[str, Any]:
+    """Training arguments that follow from `--deepspeed` and `--fsdp`; DeepSpeed is told of the device.
+
+    With torch's autocast in DeepSpeed's hands the trainer must not ask for bf16 as well: transformers takes that for
+    DeepSpeed's own bf16, which casts the weights.
+    """
+    config = deepspeed_config(run, precision.autocast)
+    if config is None:
+        return {"deepspeed": None}
+    os.environ.setdefault("DS_ACCELERATOR", backend.device_type)
+    if "RANK" not in os.environ:
+        os.environ.update(_alone())
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    arguments: dict[str, Any] = {"deepspeed": config}
+    if "torch_autocast" in config:
+        arguments["bf16"] = False
+    return arguments
+
+
+def sharding_notes(run: Run) -> list[str]:
+    """Lines on what is shared, and on flags that do not act as given."""
+    stage = zero_stage(run)
+    if stage is None:
+        return []
+    notes = [f"deepspeed: {_SHARED[stage]}"]
+    sharding = run.sharding
+    if isinstance(sharding, PPOShardingArguments) and sharding.critic_zero_stage is not None:
+        actor, critic = sharding.zero_stage or 0, sharding.critic_zero_stage
+        if actor != critic:
+            notes.append(
+                f"--zero_stage {actor} and --critic_zero_stage {critic}: policy and critic have one optimizer; the higher "
+                "stage serves both"
+            )
+    return notes
+
+
+def is_sharded(args: Any) -> bool:
+    """Whether training arguments ask for DeepSpeed or FSDP."""
+    return not is_off(args.deepspeed) or bool(args.fsdp)
+
+
+def _alone() -> dict[str, str]:
+    """The environment of a launch of one process, which DeepSpeed asks for."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+class EvaluatedAtTheStart(TrainerCallback):
+    """Tells the evaluation before the first step, which sharded models have inside the training."""
+
+    def __init__(self, say: Any) -> None:
+        self.say = say
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        if state.global_step == 0 and metrics:
+            self.say("before training", metrics)

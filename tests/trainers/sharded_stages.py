@@ -1,0 +1,181 @@
+"""Trains each stage for a few steps in each of the processes that torchrun started, the weights shared in each way.
+
+python -m torch.distributed.run --nproc_per_node 2 sharded_stages.py DIRECTORY
+
+"""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from tiny_models import tiny_model
+from tiny_runs import ppo_settings, ppo_trainer, reward_trainer, roles, sft_trainer, with_lora
+
+from backends.process_group import leave_process_group
+from rlhf_hw.arguments.sharding import completed
+from rlhf_hw.trainers.sharding import whole_weights
+
+
+def zero(stage: int, **more: Any) -> dict[str, Any]:
+    """Training arguments for ZeRO. No weight is too small to be shared."""
+    config = {"zero_optimization": {"stage": stage}, **more}
+    if stage == 3:
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    return {"deepspeed": completed(config)}
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    **{f"zero{stage}": zero(stage) for stage in range(4)},
+}
+
+
+def sft(directory: Path, **options: Any) -> Any:
+    """With an adapter, and micro-batches of unequal numbers of targets."""
+    return sft_trainer(
+        directory, with_lora(tiny_model()), gradient_accumulation_steps=2, max_steps=3, **options
+    )
+
+
+def reward(directory: Path, **options: Any) -> Any:
+    return reward_trainer(directory, tiny_model("qwen2", labels=1), max_steps=3, **options)
+
+
+def ppo(directory: Path, **options: Any) -> Any:
+    """A critic of its own, and all statistics over processes."""
+    settings = ppo_settings(
+        batch_size=4,
+        mini_batch_size=2,
+        steps=24,
+        output_max_length=8,
+        adap_kl_ctrl=True,
+        kl_target=0.1,
+        kl_horizon=50,
+        use_score_scaling=True,
+        whiten_rewards=True,
+    )
+    return ppo_trainer(directory, roles(separate=True), settings, world_size=2, **options)
+
+
+STAGES = {"sft": sft, "reward": reward, "ppo": ppo}
+#: those that are also resumed from a checkpoint in their middle
+RESUMED = [("sft", "zero3"), ("reward", "zero1"), ("ppo", "zero2"), ("ppo", "zero3")]
+#: optimizer steps to it
+MIDDLE = {"sft": 2, "reward": 2, "ppo": 8}
+
+
+def start_anew() -> None:
+    """Forget how the run before was distributed; the process group stays."""
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
+        del os.environ[name]
+
+
+class Collectives:
+    """Counts the collective operations of this process while it is `with`in."""
+
+    NAMES = (
+        "all_gather",
+        "all_gather_into_tensor",
+        "all_gather_object",
+        "all_reduce",
+        "broadcast",
+        "barrier",
+    )
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> "Collectives":
+        self.before = {name: getattr(torch.distributed, name) for name in self.NAMES}
+        for name, function in self.before.items():
+            setattr(torch.distributed, name, self._counted(function))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for name, function in self.before.items():
+            setattr(torch.distributed, name, function)
+
+    def _counted(self, function: Any) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            return function(*args, **kwargs)
+
+        return counted
+
+
+def watched(trainer: Any, gathers: dict[str, Any]) -> None:
+    """Let one process write longer answers than the other, and note what is gathered for it and when."""
+    make, roll_out = trainer.maker.generate_experience, trainer.maker.engine.generate
+
+    def generate(policy: Any, prompts: Any, sampling: Any, seeds: Any) -> Any:
+        longest = 4 + 3 * trainer.accelerator.process_index
+        with Collectives() as inside:
+            rollout = roll_out(policy, prompts, replace(sampling, max_new_tokens=longest), seeds)
+        gathers["in a rollout"] = gathers.get("in a rollout", 0) + inside.count
+        gathers["lengths"] = [*gathers.get("lengths", []), int(rollout.response_lengths.max())]
+        return rollout
+
+    def experience(model: Any, prompts: Any) -> Any:
+        gathers["rollouts"] = gathers.get("rollouts", 0) + 1
+        sizes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        gathers["whole"] = all(0 not in shape for shape in sizes.values())
+        return make(model, prompts)
+
+    trainer.maker.engine.generate = generate
+    trainer.maker.generate_experience = experience
+
+
+def resumed_equals(whole: Any, make: Any, directory: Path, options: dict[str, Any]) -> dict[str, float]:
+    """The largest difference of each weight between `whole`, a run that saved a checkpoint, and one resumed from there."""
+    start_anew()
+    trainer = make(directory / "resumed", **options)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()  # what is not read back would show
+    trainer.train(resume_from_checkpoint=str(next(directory.glob("checkpoint-*"))))
+    with whole_weights(whole) as before, whole_weights(trainer) as after:
+        found = dict(after.named_parameters())
+        return {name: float((found[name] - tensor).abs().max()) for name, tensor in before.named_parameters()}
+
+
+def main(directory: Path) -> None:
+    """Write STAGE-WAY.pt (log lines, evaluation, what was gathered) and STAGE-WAY/ (what training saved)."""
+    torch.set_num_threads(1)
+    for stage, make in STAGES.items():
+        for way, arguments in WAYS.items():
+            start_anew()
+            gathers: dict[str, Any] = {}
+            options = {"learning_rate": 1e-3, "max_grad_norm": 0.5, "ddp_backend": "gloo", **arguments}
+            if (stage, way) in RESUMED:
+                options |= {"save_strategy": "steps", "save_steps": MIDDLE[stage]}
+            trainer = make(directory / f"{stage}-{way}", **options)
+            if stage == "ppo":
+                watched(trainer, gathers)
+            trainer.train()
+            trainer.save_model()
+            evaluation = trainer.evaluate()
+            resumed = (
+                resumed_equals(trainer, make, directory / f"{stage}-{way}", options)
+                if (stage, way) in RESUMED
+                else None
+            )
+            everyone = [None] * 2
+            torch.distributed.all_gather_object(everyone, gathers)
+            if trainer.accelerator.is_main_process:
+                logs = [row for row in trainer.state.log_history if "loss" in row]
+                found = {"logs": logs, "evaluation": evaluation, "gathers": everyone, "resumed": resumed}
+                torch.save(found, directory / f"{stage}-{way}.pt")
+    leave_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
