@@ -136,7 +136,6 @@ def deepspeed_config(run: Run, autocast: str) -> dict[str, Any] | None:
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,  # torch's own: DeepSpeed's is compiled when first used
         "bf16": {"enabled": False},
-        "fp16": {"enabled": False},
     }
     if autocast == "bf16":
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
@@ -151,6 +150,7 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     for name in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"):
         config.setdefault(name, "auto")
     config.setdefault("zero_allow_untested_optimizer", True)
+    config.setdefault("fp16", {"enabled": False})  # left out, transformers 4 takes it for on
     return config
 
 

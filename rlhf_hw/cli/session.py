@@ -25,7 +25,7 @@ from rlhf_hw.arguments.peft import PeftArguments
 from rlhf_hw.arguments.run import Run
 from rlhf_hw.arguments.training import accepted_fields, training_environment, training_kwargs
 from rlhf_hw.cli.sharding import (
-    EvaluatedAtTheStart,
+    evaluate_at_the_start,
     is_sharded,
     sharding_arguments,
     sharding_notes,
@@ -340,7 +340,16 @@ class Session:
         trained, total = count_parameters(trainer.model)
         self.say(f"training {trained:,} of {total:,} parameters")
         checkpoint = self.checkpoint()
-        self._evaluate_first(trainer, checkpoint)
+        if (
+            self.args.do_train
+            and self.args.do_eval
+            and trainer.eval_dataset is not None
+            and checkpoint is None
+        ):
+            if is_sharded(self.args):
+                evaluate_at_the_start(trainer, self.say_metrics)
+            else:
+                self.say_metrics("before training", trainer.evaluate())
         if checkpoint is not None and not self.args.do_train:
             trainer.load_checkpoint_weights(checkpoint)
         if self.args.do_train:
@@ -355,17 +364,6 @@ class Session:
             self.say_metrics("after training" if self.args.do_train else "evaluation", metrics)
         self.say(f"results in {run.path}: report.html, metrics.jsonl, plots/")
         return metrics
-
-    def _evaluate_first(self, trainer: Any, checkpoint: str | None) -> None:
-        """Evaluate what the training starts from; a sharded model as soon as it is shared out."""
-        args = self.args
-        if not (args.do_train and args.do_eval) or trainer.eval_dataset is None or checkpoint is not None:
-            return
-        if is_sharded(args):
-            args.eval_on_start = True
-            trainer.add_callback(EvaluatedAtTheStart(self.say_metrics))
-        else:
-            self.say_metrics("before training", trainer.evaluate())
 
     def say_metrics(self, when: str, metrics: dict[str, float]) -> None:
         """An evaluation as one line."""

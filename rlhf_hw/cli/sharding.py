@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
@@ -76,10 +77,14 @@ def _alone() -> dict[str, str]:
     }
 
 
-class EvaluatedAtTheStart(TrainerCallback):
-    """Tells the evaluation before the first step, which sharded models have inside the training."""
+def evaluate_at_the_start(trainer: Any, say: Callable[[str, dict[str, float]], None]) -> None:
+    """Let training evaluate once it has shared the model out, before its first step: `say` is told."""
+    trainer.args.eval_on_start = True
+    trainer.add_callback(_EvaluatedAtTheStart(say))
 
-    def __init__(self, say: Any) -> None:
+
+class _EvaluatedAtTheStart(TrainerCallback):
+    def __init__(self, say: Callable[[str, dict[str, float]], None]) -> None:
         self.say = say
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:

@@ -231,6 +231,13 @@ class StageMixin(TrainerBase):
         with self.accelerator.autocast(), self.autocast_smart_context_manager(), deepspeed_autocast(self):
             yield
 
+    def _prepare_input(self, data: Any) -> Any:
+        """To the device. The base casts inputs to the precision of DeepSpeed's weights, also what must stay in fp32:
+        the log-probabilities that a ratio is made of."""
+        if self.is_deepspeed_enabled and isinstance(data, torch.Tensor):
+            return data.to(self.args.device)
+        return super()._prepare_input(data)
+
     # Static shapes
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None

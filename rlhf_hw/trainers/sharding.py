@@ -65,7 +65,7 @@ def _gathered_by_zero3(model: Any, offload: Any) -> Iterator[None]:
     """All weights gathered, and the hooks laid aside that would share each module's out again after its forward pass."""
     import deepspeed
 
-    tables = {}
+    tables: dict[int, tuple[Any, dict[int, Any]]] = {}
     for handle in (*offload.forward_hooks, *offload.backward_hooks):
         table = handle.hooks_dict_ref()
         if table is not None:
