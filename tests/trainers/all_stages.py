@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from tiny_models import tiny_model
-from tiny_runs import ppo_settings, ppo_trainer, reward_trainer, roles, sft_trainer, weights
+from tiny_runs import ppo_settings, ppo_trainer, reward_trainer, roles, sft_trainer, text_blocks, weights
 
 from backends.process_group import leave_process_group
 
@@ -33,8 +33,10 @@ def reward(directory: Path, **options: Any) -> Any:
 def ppo(directory: Path, **options: Any) -> Any:
     """One optimizer step an epoch, with everything in it that is worked out over all processes."""
     settings = ppo_settings(
-        batch_size=8 // WORLD,
+        batch_size=4 // WORLD,
+        generation_batches=2,
         mini_batch_size=8 // WORLD,
+        unsup_coef=0.5,
         steps=24,
         adap_kl_ctrl=True,
         kl_target=0.1,
@@ -43,7 +45,9 @@ def ppo(directory: Path, **options: Any) -> Any:
         use_score_norm=True,
         whiten_rewards=True,
     )
-    return ppo_trainer(directory, roles(), settings, world_size=WORLD, **options)
+    return ppo_trainer(
+        directory, roles(), settings, world_size=WORLD, unsupervised=text_blocks(10), **options
+    )
 
 
 STAGES = {"sft": sft, "reward": reward, "ppo": ppo}

@@ -135,7 +135,7 @@ def test_the_average_by_hand() -> None:
 @pytest.mark.parametrize("adapter", [False, True])
 def test_the_averaged_policy_is_saved_loads_and_resumes_to_the_bit(tmp_path: Path, adapter: bool) -> None:
     settings = ppo_settings(enable_ema=True, ema_decay=0.8, steps=32)
-    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 8}
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 8, "unsupervised": text_blocks()}
     start = roles(adapter=adapter)
     whole = ppo_trainer(tmp_path / "run", copy.deepcopy(start), settings, **options)
     history = [weights(whole.model.policy)]
