@@ -111,3 +111,23 @@ def test_evaluating_alone_takes_the_checkpoints_weights_and_leaves_the_statistic
     trained("reward", *flags, "--do_train", "False", "--resume_from_checkpoint", output="whole")
     assert metrics(out)[-1]["eval_loss"] == pytest.approx(after_training, rel=1e-6)
     assert (out / "reward_statistics.json").read_bytes() == statistics
+
+
+def test_a_margin_column_is_taken_off_the_lead_and_cross_entropy_is_the_pairwise_loss(
+    trained: Train, run: Callable[..., Any], reward_flags: list[object], pairs_file: Path, workplace: Path
+) -> None:
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    with_margin = workplace / "margin.jsonl"
+    with_margin.write_text("".join(json.dumps({**row, "margin": 2.5}) + "\n" for row in rows))
+    flags = [flag if flag != pairs_file else with_margin for flag in reward_flags]
+    plain = losses(trained("reward", *reward_flags, output="plain"))
+    entropy = losses(trained("reward", *reward_flags, "--rm_loss", "cross_entropy", output="entropy"))
+    led = losses(trained("reward", *flags, "--rm_loss", "tokenwise", "--max_steps", 1, output="led"))
+    assert entropy == pytest.approx(plain, rel=1e-5)
+    assert (
+        led[0] > plain[0] + 1.5
+    )  # -log sigmoid(x - 2.5) of differences about 0 is 2.58, and of 0 it is 0.69
+    with_margin.write_text("".join(json.dumps({**row, "margin": "large"}) + "\n" for row in rows))
+    outcome = run("reward", *flags, "--output_dir", "out")
+    assert outcome.status == 2
+    assert "margin is not a number" in outcome.err
