@@ -6,8 +6,11 @@ As written, but for the sizes that a test cannot wait for, and for paths, which 
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +34,39 @@ MAIN: dict[str, Callable[[list[str]], int]] = {"sft": sft.main, "reward": reward
 
 
 @pytest.fixture
-def place(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of one chain of commands."""
+def place(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """The working directory of one chain of commands; what they change in this process is put back afterwards."""
+    environment, argv = dict(os.environ), list(sys.argv)
+    factory, hook = logging.getLogRecordFactory(), sys.excepthook
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("rlhf_hw.report.report.draw_plots", lambda rows, directory, name: [])
     make_places(tmp_path, tiny_tokenizer)
-    return tmp_path
+    yield tmp_path
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv[:], sys.excepthook = argv, hook
+    logging.setLogRecordFactory(factory)
+    logging.getLogger("rlhf_hw").handlers.clear()
 
 
 def run(command: SeedCommand, *more: str, **words: str) -> None:
     """Run a command to its end, without its sharding. `words`: what stands for a word in it."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
     argv = [
         words.get(word, word.replace("/root/autodl-tmp/", "").removeprefix("/alpacafarm/"))
         for word in alone(command)
     ]
-    assert MAIN[command.stage]([*argv, *more]) == 0
+    assert status(command.stage, *argv, *more) == 0
+
+
+def status(stage: str, *words: str) -> int:
+    """The exit status of a stage, run as if in a process of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    logging.getLogger("rlhf_hw").handlers.clear()  # they write to an earlier stream
+    return MAIN[stage](list(words))
 
 
 def alone(command: SeedCommand) -> list[str]:
@@ -147,8 +165,8 @@ def test_without_evaluation_data_only_evaluations_that_were_asked_for_are_missed
 ) -> None:
     words = ["--model_name_or_path", "facebook/opt-1.3b", "--lora_dim", "2", "--max_train_samples", "4"]
     words += ["--data_path", "Dahoas/synthetic-instruct-gptj-pairwise", "--bf16", "False"]
-    assert sft.main([*words, "--output_dir", "unmeasured"]) == 0
+    assert status("sft", *words, "--output_dir", "unmeasured") == 0
     assert "there is no evaluation data: nothing is evaluated" in capfd.readouterr().err
     assert Path("unmeasured/adapter_model.safetensors").is_file()
-    assert sft.main([*words, "--output_dir", "measured", "--eval_strategy", "epoch"]) == 2
+    assert status("sft", *words, "--output_dir", "measured", "--eval_strategy", "epoch") == 2
     assert "--eval_strategy epoch: there is no evaluation data" in capfd.readouterr().err
