@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rlhf_hw.arguments.config_file import read_settings, words
+from rlhf_hw.arguments.one_line import OneLineParser
 from rlhf_hw.arguments.presets import PRESETS
 from rlhf_hw.errors import UserError
 
@@ -30,13 +30,6 @@ class PipelineSettings:
 
     options: argparse.Namespace
     own: dict[int, list[str]] = field(default_factory=dict)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line on stderr, exit status 2."""
-        sys.stderr.write(f"rlhf-hw train: error: {' '.join(message.split())}; see --help\n")
-        raise SystemExit(2)
 
 
 def parse_pipeline(argv: Sequence[str]) -> PipelineSettings:
@@ -63,7 +56,7 @@ def parse_pipeline(argv: Sequence[str]) -> PipelineSettings:
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of the pipeline itself."""
-    parser = _Parser(
+    parser = OneLineParser(
         prog="rlhf-hw train",
         description="Supervised fine-tuning, reward model and PPO, one after the other, each a process of its own. A step "
         "that is complete is skipped, so after a failure the same command goes on. It ends with a table of times, cost "

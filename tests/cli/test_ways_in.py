@@ -130,3 +130,38 @@ def start(words: list[str], directory: Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(
         words, cwd=directory, env=environment, capture_output=True, text=True, timeout=200, check=False
     )
+
+
+def test_two_models_talk_beside_each_other_and_each_remembers_its_own_answers(
+    run: Callable[..., Any], text_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Name a colour.\n"))
+    words = ("--path", text_llama_dir, "--compare", text_llama_dir, "--device", "cpu", "--temperature", 0)
+    outcome = run("chat", *words, "--max_new_tokens", 5)
+    assert outcome.status == 0, outcome.err
+    first, second = re.findall(r"(?:first|second)> (.*?)\n(?=second>|you>|\Z)", outcome.out, re.DOTALL)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--top_p", "0"], "--top_p: got 0.0"),
+        (["--max_new_tokens", "0"], "--max_new_tokens: got 0"),
+        (["--compare", "./nowhere"], "--compare: there is no directory ./nowhere"),
+        (["--web"], "--web: gradio is not installed; pip install --no-deps -r requirements-web.txt"),
+        (["--colour", "blue"], "unrecognized arguments: --colour blue"),
+    ],
+)
+def test_bad_flags_of_chat_are_one_line(
+    flags: list[str],
+    said: str,
+    run: Callable[..., Any],
+    text_llama_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rlhf_hw.evaluation.page.find_spec", lambda name: None)
+    outcome = run("chat", "--path", text_llama_dir, *flags)
+    assert outcome.status == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert said in outcome.err
