@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_materials
 from parity import OPTIMUM
+from warm_process import WarmProcess, warm_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -33,6 +34,13 @@ COMMANDS = {
     "ppo": f"--warm-steps 2 ppo {EVERY} --model_name {{work}}/llama --reward_model_name {{work}}/reward --steps 88 "
     "--batch_size 8 --mini_batch_size 2 --ppo_epochs 1 --output_max_length 8 --max_prompt_length 16 --eval_steps 4",
 }
+# Curves take most of the time of runs as short as these; tests/report and tests/seed_commands draw them.
+PRELOAD = (
+    "import rlhf_hw.cli.sft, rlhf_hw.cli.reward, rlhf_hw.cli.ppo, rlhf_hw.report.report as report; "
+    "report.draw_plots = lambda rows, directory, name: []"
+)
+if OPTIMUM:
+    PRELOAD += "; from backends.optimum_habana import optimum_habana; optimum_habana()"
 OPTIONS = {
     "full": "--full_finetune --bf16 False",
     "lora": "--peft lora --bf16 True",
@@ -48,32 +56,44 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def counted(work: Path, stage: str, options: str) -> dict[str, Any]:
-    """What counted_run.py wrote of one run."""
-    words = f"{COMMANDS[stage]} {options}".format(work=work).split()
-    result = work / "graphs.json"
-    result.unlink(missing_ok=True)
+@pytest.fixture(scope="module")
+def environment(work: Path) -> dict[str, str]:
+    """Of every run. The mode is settled before torch is imported."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {"HPU_EMULATOR_QUIET": "1", "HF_DATASETS_CACHE": str(work / "cache")}
-    environment.pop("PT_HPU_LAZY_MODE", None)
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(result), *words, "--output_dir", str(work / "out")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(result.read_text())
-    return found
+    ours = {"PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HPU_EMULATOR_QUIET": "1"}
+    return {**os.environ, **ours, "HF_DATASETS_CACHE": str(work / "cache"), "PT_HPU_LAZY_MODE": "1"}
+
+
+@pytest.fixture(scope="module")
+def warm(environment: dict[str, str]) -> Iterator[WarmProcess]:
+    with warm_process(PRELOAD, environment) as process:
+        yield process
+
+
+Counted = Callable[[str, str], dict[str, Any]]
+
+
+@pytest.fixture
+def counted(work: Path, warm: WarmProcess, environment: dict[str, str]) -> Counted:
+    """What counted_run.py writes of a stage's run with some options."""
+
+    def count(stage: str, options: str) -> dict[str, Any]:
+        words = f"{COMMANDS[stage]} {options}".format(work=work).split()
+        result, output = work / "graphs.json", work / "output.txt"
+        result.unlink(missing_ok=True)
+        words = [str(result), *words, "--output_dir", str(work / "out")]
+        status = warm.run(PROGRAM, *words, environment=environment, output=output, timeout=280)
+        assert status == 0, output.read_text()[-4000:]
+        found: dict[str, Any] = json.loads(result.read_text())
+        return found
+
+    return count
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("stage", COMMANDS)
-def test_no_graph_is_new_after_the_first_step(work: Path, stage: str, option: str) -> None:
-    found = counted(work, stage, OPTIONS[option])
+def test_no_graph_is_new_after_the_first_step(counted: Counted, stage: str, option: str) -> None:
+    found = counted(stage, OPTIONS[option])
     assert found["new_graphs"] == 0, "\n".join(found["causes"])
     assert found["warm_graphs"] > 10
     assert found["steps"] - found["warm_steps"] == 20
@@ -82,7 +102,7 @@ def test_no_graph_is_new_after_the_first_step(work: Path, stage: str, option: st
 
 
 @pytest.mark.parametrize("stage", ["sft", "ppo"])
-def test_shapes_that_vary_compile_graphs_all_along(work: Path, stage: str) -> None:
+def test_shapes_that_vary_compile_graphs_all_along(counted: Counted, stage: str) -> None:
     """Else the counts above would show nothing."""
-    found = counted(work, stage, "--dynamic --full_finetune --bf16 False")
+    found = counted(stage, "--dynamic --full_finetune --bf16 False")
     assert found["new_graphs"] > 20
