@@ -21,6 +21,7 @@ _LATER = {
     *("lora_learning_rate", "actor_lora_learning_rate", "critic_lora_learning_rate", "print_loss"),
     *("enable_tensorboard", "tensorboard_path", "enable_mixed_precision_lora", "align_overflow"),
     *("eval_interval", "eval_iters", "print_answers", "print_answers_interval"),
+    "offload_reward_model",
     *("enable_test_mode", "test_stop_step", "per_device_generation_batch_size"),
     *("per_device_training_batch_size", "generation_batches"),
 }

@@ -105,7 +105,7 @@ _EVERY_STEP: dict[str, Flag] = {
     "eot_token": idle("text", "not used: an answer ends with the tokenizer's own end of sequence"),
     **own(
         *("data_split", "lr_scheduler_type", "gradient_accumulation_steps", "output_dir", "seed"),
-        "local_rank",
+        *("local_rank", "deepspeed", "offload"),
     ),
 }
 _STEPS_1_AND_2: dict[str, Flag] = {
@@ -118,7 +118,7 @@ _STEPS_1_AND_2: dict[str, Flag] = {
     "lora_learning_rate": becomes("number", "`--learning_rate` where LoRA trains, else nothing"),
     **own(
         *("model_name_or_path", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate"),
-        *("weight_decay", "num_train_epochs", "gradient_checkpointing", "dropout"),
+        *("weight_decay", "num_train_epochs", "gradient_checkpointing", "dropout", "zero_stage"),
     ),
 }
 _NO_DROPOUT = "PPO never has dropout here: the ratio of new to old probability would not begin at 1"
@@ -142,6 +142,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
     "ppo": {
         **_EVERY_STEP,
         "actor_model_name_or_path": same("model_name_or_path"),
+        "actor_zero_stage": same("zero_stage"),
         "critic_model_name_or_path": becomes(
             "text", "`--reward_model_name` and, where the value model starts, `--critic_model_name`"
         ),
@@ -192,14 +193,8 @@ FLAGS: dict[str, dict[str, Flag]] = {
         **own(
             *("unsupervised_dataset_name", "unsupervised_dataset_config_name", "unsup_coef"),
             *("num_padding_at_beginning", "generation_batches", "ppo_epochs", "critic_learning_rate"),
-            *(
-                "critic_weight_decay",
-                "preprocessing_num_workers",
-            ),
-            *(
-                "enable_ema",
-                "align_overflow",
-            ),
+            *("critic_weight_decay", "preprocessing_num_workers", "enable_ema", "align_overflow"),
+            *("critic_zero_stage", "offload_reference_model", "offload_reward_model"),
         ),
     },
 }
