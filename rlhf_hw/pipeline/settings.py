@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
         "dataset-name",
         "data-path",
         nargs="+",
-        help="one data set or several, for every step (default: the preset's)",
+        help="one data set or several, for every step (default: Dahoas/rm-static)",
     )
     add("train-file", help="training data in a file, instead of data sets")
     add("validation-file", help="evaluation data in a file")

@@ -14,6 +14,11 @@ from rlhf_hw.pipeline.settings import STEPS, PipelineSettings, model_name, short
 
 #: Folder of a step below --output-dir; the model's name follows.
 FOLDERS = {1: "actor-models", 2: "reward-models", 3: "step3-models"}
+#: The data set that DeepSpeed-Chat's train.py trains on.
+DATASET = "Dahoas/rm-static"
+_DATA_FLAGS = ("--dataset_name", "--data_path", "--train_file")
+#: Steps between log lines of steps 1 and 2.
+LOGGING_STEPS = 10
 TITLES = {1: "supervised fine-tuning", 2: "reward model", 3: "PPO"}
 
 
@@ -53,17 +58,17 @@ def step_of(settings: PipelineSettings, number: int) -> Step:
 
 
 def with_fitting_critic(settings: PipelineSettings, step: Step) -> Step:
-    """Step 3 without the critic that the pipeline gave it, where the reward model reads other tokens than the policy: a
-    critic reads the policy's. Told by the tokenizers that steps 1 and 2 have saved."""
-    given = value_of(step.words, "--critic_model_name")
-    if step.number != 3 or given is None or value_of(settings.own[3], "--critic_model_name") is not None:
+    """Step 3, without the reward model as its critic's start where that reads other tokens than the policy: a critic reads
+    the policy's. Told by the tokenizers that steps 1 and 2 have saved."""
+    preset = PRESETS.get(settings.options.preset, {}).get("ppo", {})
+    said = value_of(settings.own[3], "--init_value_with_reward") is not None
+    if step.number != 3 or said or not preset.get("init_value_with_reward"):
         return step
     files = [folder_of(settings, number) / "tokenizer.json" for number in (1, 2)]
     texts = [file.read_bytes() if file.is_file() else b"" for file in files]
     if texts[0] == texts[1]:
         return step
-    place = step.words.index("--critic_model_name")
-    return replace(step, words=step.words[:place] + step.words[place + 2 :])
+    return replace(step, words=(*step.words, "--init_value_with_reward", "false"))
 
 
 def launch_request(settings: PipelineSettings, step: Step, more: Sequence[str] = ()) -> LaunchRequest:
@@ -88,28 +93,26 @@ def _models(settings: PipelineSettings, number: int) -> list[str]:
     if number == 2:
         return ["--model_name_or_path", model_name(options.reward_model)]
     actor, reward = folder_of(settings, 1), folder_of(settings, 2)
-    words = ["--model_name", str(actor), "--reward_model_name", str(reward)]
-    if _value_model(settings) == "separate" and value_of(settings.own[3], "--critic_model_name") is None:
-        words += ["--critic_model_name", str(reward)]
-    return words
-
-
-def _value_model(settings: PipelineSettings) -> str:
-    """Where PPO's values come from: as its own flag says, else the preset."""
-    said = value_of(settings.own[3], "--value_model")
-    preset = PRESETS.get(settings.options.preset, {}).get("ppo", {})
-    return said or str(preset.get("value_model", "trunk"))
+    return ["--model_name", str(actor), "--reward_model_name", str(reward)]
 
 
 def _common(settings: PipelineSettings, number: int) -> list[str]:
     options = settings.options
     words = ["--device", options.device, "--do_train", "--do_eval"]
+    if number != 3 and "logging_steps" not in PRESETS.get(options.preset, {}).get(STEPS[number], {}):
+        words += [
+            "--logging_steps",
+            str(LOGGING_STEPS),
+        ]  # transformers' 500 leave no curve; PPO logs every update
     if options.preset != "none":
         words += ["--preset", options.preset]
     if options.seed is not None:
         words += ["--seed", str(options.seed)]
+    own_data = any(value_of(settings.own[number], flag) is not None for flag in _DATA_FLAGS)
     if options.dataset_name:
         words += ["--dataset_name", *options.dataset_name]
+    elif options.train_file is None and not own_data:
+        words += ["--dataset_name", DATASET]
     for name in ("train_file", "validation_file"):
         if getattr(options, name) is not None:
             words += [f"--{name}", getattr(options, name)]

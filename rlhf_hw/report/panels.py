@@ -98,6 +98,11 @@ REWARD = Theme(
             reference=0.0,
         ),
         Panel(
+            "Training rewards",
+            "mean reward",
+            (Series("chosen_mean", "chosen", THIRD), Series("rejected_mean", "rejected", FOURTH)),
+        ),
+        Panel(
             "Held-out rewards",
             "mean reward",
             (
@@ -139,6 +144,7 @@ PPO = Theme(
             percent=True,
         ),
         Panel("Probability ratio", "new / old", (Series("policy/ratio", "ratio"),), reference=1.0),
+        Panel("Policy loss", "clipped objective", (Series("policy/loss", "policy loss"),), reference=0.0),
         Panel("Value loss", "squared error", (Series("value/loss", "value loss", FOURTH),)),
         Panel(
             "Explained variance of the value",

@@ -44,16 +44,22 @@ def test_zero_stages_become_the_steps_own_flags() -> None:
 def test_a_critic_starts_from_the_reward_model_only_where_both_read_the_same_tokens(tmp_path: Path) -> None:
     settings = parse_pipeline([*SEED, "--output-dir", str(tmp_path)])
     step = step_of(settings, 3)
-    assert "--critic_model_name" in step.words
-    for folder, text in (("actor-models/1.3b", "one"), ("reward-models/350m", "one")):
+    for folder in ("actor-models/1.3b", "reward-models/350m"):
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "tokenizer.json").write_text(text)
+        (tmp_path / folder / "tokenizer.json").write_text("one")
     assert with_fitting_critic(settings, step) == step
     (tmp_path / "reward-models/350m/tokenizer.json").write_text("other")
-    assert "--critic_model_name" not in with_fitting_critic(settings, step).words
-    told = parse_pipeline([*SEED, "--output-dir", str(tmp_path), "--ppo.critic_model_name", "mine"])
-    assert step_of(told, 3).words.count("--critic_model_name") == 1
-    assert with_fitting_critic(told, step_of(told, 3)) == step_of(told, 3)
+    assert with_fitting_critic(settings, step).words[-2:] == ("--init_value_with_reward", "false")
+    for more in (["--preset", "none"], ["--ppo.init_value_with_reward", "false"]):
+        told = parse_pipeline([*SEED, "--output-dir", str(tmp_path), *more])
+        assert with_fitting_critic(told, step_of(told, 3)) == step_of(told, 3)
+
+
+def test_the_seeds_data_set_unless_other_data_is_named() -> None:
+    assert "--dataset_name Dahoas/rm-static" in " ".join(step_of(parse_pipeline(SEED), 1).words)
+    settings = parse_pipeline([*SEED, "--sft.train_file", "mine.jsonl"])
+    assert "Dahoas/rm-static" not in " ".join(step_of(settings, 1).words)
+    assert "Dahoas/rm-static" in " ".join(step_of(settings, 2).words)
 
 
 def test_the_table_of_seed_001() -> None:

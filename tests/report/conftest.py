@@ -38,6 +38,8 @@ def reward_rows(steps=200, eval_every=25, seed=1):
                 "loss": 0.69 - 0.45 * skill + rng.gauss(0, 0.05),
                 "accuracy": min(1.0, max(0.0, 0.5 + 0.42 * skill + rng.gauss(0, 0.07))),
                 "margin": 2.1 * skill + rng.gauss(0, 0.3),
+                "chosen_mean": 1.3 * skill + 0.1 * math.sin(step),
+                "rejected_mean": -0.8 * skill + 0.1 * math.cos(step),
             }
         )
         if step % eval_every == 0:
@@ -73,6 +75,7 @@ def ppo_rows(updates=200, seed=2, lift=3.0):
                 "objective/scores": score,
                 "objective/non_score_reward": -kl_coef * kl,
                 "objective/rlhf_reward": score - kl_coef * kl,
+                "policy/loss": -0.02 - 0.01 * math.sin(update),
                 "policy/approxkl": 0.01 + 0.02 * abs(rng.gauss(0, 0.5)),
                 "policy/clipfrac": min(1.0, 0.08 + 0.04 * abs(rng.gauss(0, 1))),
                 "policy/ratio": 1 + rng.gauss(0, 0.01),
