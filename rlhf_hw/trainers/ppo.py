@@ -122,6 +122,15 @@ class PPOMixin(StageMixin):
         self.stopped = False
         self.unsupervised = None
         if unsupervised is not None:
+            length, context = (
+                len(unsupervised[0]["input_ids"]),
+                getattr(self.model.config, "max_position_embeddings", None),
+            )
+            if context and length > context:
+                raise UserError(
+                    f"--unsupervised_dataset_name: blocks of {length} tokens exceed the model's context of {context}; set "
+                    "model_max_length in its tokenizer_config.json"
+                )
             self.unsupervised = UnsupervisedBatches(
                 unsupervised,
                 rows=settings.mini_batch_size,

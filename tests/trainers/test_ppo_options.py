@@ -220,6 +220,11 @@ def test_text_is_dealt_out_alike_over_micro_batches_processes_and_resumed_runs()
     assert of(0, 8, 1, 0, 1) != of(2, 8, 1, 0, 1)
 
 
+def test_text_in_blocks_beyond_the_models_context_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="blocks of 65 tokens exceed the model's context of 64"):
+        ppo_trainer(tmp_path, roles(), unsupervised=text_blocks(2, length=65))
+
+
 # --- rollouts -----------------------------------------------------------------------------------------------------
 
 
