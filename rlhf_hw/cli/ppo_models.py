@@ -108,7 +108,7 @@ def reward_statistics(run: PPORun) -> RewardStatistics | None:
     if ppo.normalize_scores and (statistics is None or statistics.std <= 0):
         raise UserError(
             f"--normalize_scores: {name} has no reward_statistics.json, or one without spread; train it with "
-            "rlhf-hw reward, give --reward_mean and --reward_std, or leave the flag out"
+            "rlhf-hw reward, give --reward_mean and --reward_std, or --normalize_scores false"
         )
     return statistics
 

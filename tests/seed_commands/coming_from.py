@@ -35,7 +35,7 @@ def tables(dialect: str, command: str) -> str:
 
 def _here(name: str, flag: Flag) -> str:
     if flag.idle:
-        return f"nothing: {flag.note}"
+        return f"no effect: {flag.note}"
     if flag.setting is None:
         return flag.note
     if flag.setting == name:

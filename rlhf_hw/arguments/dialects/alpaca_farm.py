@@ -86,6 +86,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
         ),
         "eval_batches": becomes("int", "`--eval_prompts`: as many batches of evaluation"),
         "wandb_project": idle("text", "set the variable WANDB_PROJECT, with --report_to wandb"),
+        "debug": idle("switch", "a failure shows its cause in any case"),
         "grid_search": idle("switch", "no search is done"),
         "kl_analysis": idle("switch", "KL and its coefficient are always logged and plotted"),
         **own(

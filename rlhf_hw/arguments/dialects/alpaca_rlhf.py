@@ -47,6 +47,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "data_split": "4,4,2",
         "init_kl_coef": 0.02,
         "normalize_scores": True,
+        "long_prompts": "truncate_left",
     },
 }
 

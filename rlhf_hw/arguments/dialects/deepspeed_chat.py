@@ -87,7 +87,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 _TENSORBOARD = "`--report_to tensorboard`, into `--tensorboard_path`"
 _ONE_LORA = "with LoRA, its matrices alone train here, whether it is given or not"
-_HYBRID = "nothing to tune: a rollout uses the training weights themselves, there is no second engine"
+_HYBRID = "a rollout uses the training weights themselves, there is no second engine"
 
 _EVERY_STEP: dict[str, Flag] = {
     "data_path": same("dataset_name"),
@@ -99,10 +99,8 @@ _EVERY_STEP: dict[str, Flag] = {
     "compute_fp32_loss": idle("switch", "always so: losses are computed in float32"),
     "enable_tensorboard": becomes("switch", _TENSORBOARD),
     "tensorboard_path": becomes("text", "`--logging_dir`, with `--enable_tensorboard`"),
-    "add_eot_token": idle(
-        "switch", "nothing to add: an answer ends with the tokenizer's own end of sequence"
-    ),
-    "eot_token": idle("text", "not used: an answer ends with the tokenizer's own end of sequence"),
+    "add_eot_token": idle("switch", "an answer ends with the tokenizer's own end of sequence"),
+    "eot_token": idle("text", "an answer ends with the tokenizer's own end of sequence"),
     **own(
         *("data_split", "lr_scheduler_type", "gradient_accumulation_steps", "output_dir", "seed"),
         *("local_rank", "deepspeed", "offload"),
@@ -178,7 +176,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
         "critic_lora_learning_rate": becomes(
             "number", "`--critic_learning_rate` where LoRA trains, else nothing"
         ),
-        "enable_hybrid_engine": idle("switch", "a rollout uses the training weights themselves"),
+        "enable_hybrid_engine": idle("switch", _HYBRID),
         "unpin_actor_parameters": idle("switch", _HYBRID),
         "release_inference_cache": idle("switch", _HYBRID),
         "inference_tp_size": idle("int", _HYBRID),
@@ -213,6 +211,12 @@ def settle(command: str, said: Said) -> Iterator[Settled]:
         yield Settled(("enable_tensorboard",), {"report_to": ["tensorboard"], "logging_dir": path})
     elif "tensorboard_path" in held:
         yield Settled(("tensorboard_path",), line="without effect, since --enable_tensorboard is not given")
+    if "output_dir" not in said.given:
+        yield Settled(
+            (),
+            {"output_dir": "output"},
+            line="--output_dir: not given (the original saved nothing then), so it is output",
+        )
     yield from _adapter(said, "actor_" if command == "ppo" else "", "")
     if command == "ppo":
         yield from _adapter(said, "critic_", "critic_")
