@@ -73,6 +73,9 @@ class Session:
         install_log_filter(vault)
         sys.argv[1:] = redact_argv(sys.argv[1:])  # trackers copy it into their records
         _set_up_logging()
+        if os.environ.get("RANK", "0") == "0":  # before anything is refused under a name that was not typed
+            for line in run.opening:
+                logger.info(line)
         said = run.training.said()
         backend = resolve(run.hardware.device, run.hardware.hpu_settings(run.given, said))
         hardware = run.hardware.training_arguments(run.given)
@@ -101,8 +104,6 @@ class Session:
         asked = run.model.attn_implementation
         attention = chosen.value if asked == "auto" else asked
         session = cls(command, run, words, vault, backend, precision, args, attention)
-        for line in run.opening:
-            session.say(line)
         session.say(f"device: {backend.name} ({backend.available().reason}), {args.world_size} process(es)")
         session.say(f"precision: {precision.reason}")
         session.say(f"attention: {attention} ({chosen.reason if asked == 'auto' else 'as asked'})")

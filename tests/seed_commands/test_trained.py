@@ -170,3 +170,12 @@ def test_without_evaluation_data_only_evaluations_that_were_asked_for_are_missed
     assert Path("unmeasured/adapter_model.safetensors").is_file()
     assert status("sft", *words, "--output_dir", "measured", "--eval_strategy", "epoch") == 2
     assert "--eval_strategy epoch: there is no evaluation data" in capfd.readouterr().err
+
+
+def test_what_a_flag_became_is_said_before_it_is_refused_under_that_name(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model_name_or_path", "facebook/opt-1.3b", "--lora_dim", "2", "--device", "cpu"]
+    assert status("sft", *words, "--dtype", "fp16") == 2
+    said = capfd.readouterr().err
+    assert said.index("--dtype fp16: here --fp16 true") < said.index("error: --fp16: ")
