@@ -99,7 +99,9 @@ def _row_limits(source: DataSource) -> dict[str, int] | None:
     """Split → how many rows of a stream are wanted; the key "" stands for every other split. None: no stream."""
     if not source.streaming:
         return None
-    limits = {"": (source.max_train_samples or 0) + (source.eval_dataset_size or 0)}
+    if source.max_train_samples is None:
+        raise UserError("--streaming: needs --max_train_samples, the number of rows at which to stop reading")
+    limits = {"": source.max_train_samples + (source.eval_dataset_size or 0)}
     if source.max_eval_samples is not None:
         limits |= dict.fromkeys(source.eval_splits or VALIDATION_SPLITS, source.max_eval_samples)
     return limits

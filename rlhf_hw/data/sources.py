@@ -129,8 +129,6 @@ def _check(source: DataSource, purpose: Purpose) -> None:
             raise UserError(f"--{flag}: {value}; give a number of rows, at least 1, or leave the flag out")
     if not 0 <= source.max_malformed_fraction <= 1:
         raise UserError(f"--max_malformed_fraction: {source.max_malformed_fraction}; give 0 to 1")
-    if source.streaming and source.max_train_samples is None:
-        raise UserError("--streaming: needs --max_train_samples, the number of rows at which to stop reading")
     share = None if source.data_split is None else source.data_split[PURPOSES.index(purpose)]
     if share == 0 and not (purpose == "sft" and source.sft_only_data_path):
         shares = ",".join(f"{value:g}" for value in source.data_split or ())
