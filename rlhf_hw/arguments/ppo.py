@@ -281,6 +281,7 @@ class PPORun(Run):
 
     data: PPODataArguments
     stage: PPOArguments
+    sharding: PPOShardingArguments
 
 
 def ppo_parser() -> StageParser:

@@ -115,14 +115,17 @@ def read_config(said: Any) -> dict[str, Any]:
 def deepspeed_config(run: Run, autocast: str) -> dict[str, Any] | None:
     """The DeepSpeed configuration of a run; None without `--deepspeed`. "auto" is filled in by transformers.
 
-    `autocast` ("bf16" or "no") is the precision of the run. A bare switch trains in it as without DeepSpeed: weights
-    in fp32 (frozen ones as loaded), operations in bf16 by torch's autocast. A configuration file has its own say.
+    `autocast` ("bf16", "fp16" or "no") is the precision of the run. It is the same as without DeepSpeed: trained weights
+    in fp32 (frozen ones as loaded), operations in bf16 by torch's autocast.
+
+    Raises:
+        UserError: the configuration wants another precision than the run has, or fp16.
     """
     said = run.training.deepspeed
     if is_off(said):
         return None
     if not deepspeed_is_bare(said):
-        return completed(read_config(said))
+        return _in_precision(completed(read_config(said)), autocast)
     stage = zero_stage(run) or 0
     zero: dict[str, Any] = {"stage": stage}
     if run.sharding.offload:
@@ -135,11 +138,24 @@ def deepspeed_config(run: Run, autocast: str) -> dict[str, Any] | None:
         "gradient_clipping": "auto",
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,  # torch's own: DeepSpeed's is compiled when first used
-        "bf16": {"enabled": False},
     }
+    return _in_precision(completed(config), autocast)
+
+
+def _in_precision(config: dict[str, Any], autocast: str) -> dict[str, Any]:
+    """With the precision of the run: DeepSpeed's own bf16 would cast value heads and what is saved."""
+    wanted = {name: config.get(name, {}).get("enabled", "auto") for name in ("bf16", "fp16")}
+    if autocast == "fp16" or wanted["fp16"] is True:
+        raise UserError("--deepspeed: fp16 is not supported with it; use bf16, or leave --deepspeed out")
+    if wanted["bf16"] not in ("auto", autocast == "bf16"):
+        flag = "--bf16" if wanted["bf16"] else "--bf16 False"
+        raise UserError(
+            f"--deepspeed: its configuration sets bf16.enabled to {wanted['bf16']}; give {flag} as well"
+        )
+    config = {**config, "bf16": {"enabled": False}, "fp16": {"enabled": False}}
     if autocast == "bf16":
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    return completed(config)
+    return config
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
@@ -179,7 +195,7 @@ def check_sharding(run: Run) -> None:
     if fsdp:
         raise UserError("--fsdp: sharding with FSDP is not supported yet; use --deepspeed --zero_stage 3")
     if deepspeed:
-        _check_deepspeed(run, bare)
+        _check_deepspeed(run)
         _check_graphs(run)
     _check_whole(run, "--fsdp" if fsdp else "--zero_stage 3", shards_weights=fsdp or zero_stage(run) == 3)
     if not training.do_train:
@@ -206,7 +222,7 @@ def _check_launcher() -> None:
             )
 
 
-def _check_deepspeed(run: Run, bare: bool) -> None:
+def _check_deepspeed(run: Run) -> None:
     if find_spec("deepspeed") is None:
         raise UserError(
             "--deepspeed: DeepSpeed is not installed; pip install --no-build-isolation --no-deps -r "
@@ -216,10 +232,6 @@ def _check_deepspeed(run: Run, bare: bool) -> None:
     if run.sharding.offload and not stage:
         raise UserError(
             "--offload: --zero_stage 0 shares nothing that could be kept elsewhere; give 1, 2 or 3"
-        )
-    if bare and run.training.fp16:
-        raise UserError(
-            "--fp16: a bare --deepspeed trains in bf16 or fp32; use --bf16, or --deepspeed FILE.json with an fp16 section"
         )
 
 

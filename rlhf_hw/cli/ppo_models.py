@@ -31,14 +31,14 @@ def actor_critic(session: Session, run: PPORun, tokenizer: Any) -> ActorCritic:
     critic = None
     if run.stage.separate_critic:
         critic = separate_critic(session, run, tokenizer)
-    reference = None
+    reference, offloaded = None, run.sharding.offload_reference_model
     if run.stage.reference_model_name is not None or run.peft.peft is None:
         other = run.stage.reference_model_name
         flag = "--model_name" if other is None else "--reference_model_name"
         # a copy of a policy that trains whole is held as the policy is, or the first KL would not be zero
         frozen = options if other is None else session.load_options(flag, trained=False)
-        reference = frozen_on_device(session, load_policy(other or name, frozen))
-    roles = ActorCritic(policy, critic, reference, run.stage.temperature)
+        reference = frozen_on_device(session, load_policy(other or name, frozen), offloaded=offloaded)
+    roles = ActorCritic(policy, critic, reference, run.stage.temperature, offloaded)
     for model in (roles, reference):
         if model is not None:
             remove_dropout(model)
@@ -122,11 +122,12 @@ def reward_scorer(session: Session, run: PPORun, tokenizer: Any, shapes: Rollout
     shared = same_tokenizer(tokenizer, own)
     model = load_reward_model(name, replace(options, quantization=None), own.pad_token_id)
     scorer = RewardModelScorer(
-        frozen_on_device(session, model),
+        frozen_on_device(session, model, offloaded=run.sharding.offload_reward_model),
         tokenizer,
         None if shared else own,
         batch_size=4 * run.stage.mini_batch_size,
         pad_length=shapes.sequences.pad_length,
+        offloaded=run.sharding.offload_reward_model,
     )
     session.say(f"reward: {name}" + ("" if shared else ", with a tokenizer of its own"))
     return scorer
@@ -138,8 +139,10 @@ def has_tokenizer(name: str) -> bool:
     return not directory.is_dir() or (directory / "tokenizer_config.json").is_file()
 
 
-def frozen_on_device(session: Session, model: Any) -> Any:
-    """A model that is only asked, never trained."""
-    model = model.eval().requires_grad_(False).to(session.args.device)
+def frozen_on_device(session: Session, model: Any, *, offloaded: bool = False) -> Any:
+    """A model that is only asked, never trained; in the host's memory where it is `offloaded`."""
+    model = model.eval().requires_grad_(False)
+    if not offloaded:
+        model = model.to(session.args.device)
     replay_passes(session.backend, model)
     return model

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from backends import Backend, Precision
+from backends.base import local_rank
 from rlhf_hw.arguments.run import Run
 from rlhf_hw.arguments.sharding import PPOShardingArguments, deepspeed_config, is_off, zero_stage
 
@@ -34,6 +35,7 @@ def sharding_arguments(run: Run, backend: Backend, precision: Precision) -> dict
     os.environ.setdefault("DS_ACCELERATOR", backend.device_type)
     if "RANK" not in os.environ:
         os.environ.update(_alone())
+    _take_device()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     arguments: dict[str, Any] = {"deepspeed": config}
     if "torch_autocast" in config:
@@ -61,6 +63,14 @@ def sharding_notes(run: Run) -> list[str]:
 def is_sharded(args: Any) -> bool:
     """Whether training arguments ask for DeepSpeed or FSDP."""
     return not is_off(args.deepspeed) or bool(args.fsdp)
+
+
+def _take_device() -> None:
+    """Set the current device now, as DeepSpeed does when training begins: "hpu" alone means the current one, and what is
+    made before and after must lie on the same."""
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().set_device(local_rank())
 
 
 def _alone() -> dict[str, str]:

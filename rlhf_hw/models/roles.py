@@ -7,7 +7,7 @@ trunk: one set of base weights serves all three. Separate models take the same c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from rlhf_hw.models.positions import (
 )
 from rlhf_hw.models.reward_model import RewardModel
 from rlhf_hw.models.weights import load_weights_into, save_weights
-from rlhf_hw.models.wrapping import is_peft, part_of_state
+from rlhf_hw.models.wrapping import is_peft, lent_to, part_of_state
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 CRITIC_DIRECTORY = "critic"
@@ -98,6 +98,7 @@ class ActorCritic(RecomputesActivations, nn.Module):
         reference: frozen copy of the initial policy; None means "the policy with its adapters off", which needs PEFT.
             It is not a submodule: it is neither trained, nor saved, nor moved by the trainer.
         temperature: of the sampling distribution, whose log-probabilities these are.
+        offload_reference: whether the reference is in the host's memory but for `reference_at_hand`.
     """
 
     def __init__(
@@ -106,8 +107,10 @@ class ActorCritic(RecomputesActivations, nn.Module):
         critic: RewardModel | None,
         reference: nn.Module | None,
         temperature: float = 1.0,
+        offload_reference: bool = False,
     ) -> None:
         super().__init__()
+        self.offload_reference = offload_reference
         self.policy = policy
         self.critic = critic
         self.value_head = None
@@ -184,6 +187,10 @@ class ActorCritic(RecomputesActivations, nn.Module):
         with self._as_reference() as model:
             reference = logits_at(model, where, **inputs).logits / self.temperature
         return per_token_kl(estimator, logits, reference)
+
+    def reference_at_hand(self, device: torch.device) -> AbstractContextManager[None]:
+        """Inside, a reference of its own is on `device`."""
+        return lent_to(device, self.reference, offloaded=self.offload_reference)
 
     @contextmanager
     def _as_reference(self) -> Iterator[nn.Module]:

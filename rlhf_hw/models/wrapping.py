@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,6 +57,18 @@ def part_of_state(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torc
 def virtual_tokens(model: nn.Module) -> int:
     """How many virtual tokens the model's adapter (prompt tuning and its like) puts before every row; mostly 0."""
     return getattr(unwrap(model).active_peft_config, "num_virtual_tokens", 0) if is_peft(unwrap(model)) else 0
+
+
+@contextmanager
+def lent_to(device: torch.device, model: nn.Module | None, *, offloaded: bool) -> Iterator[None]:
+    """`model` on `device` inside, and, if it is `offloaded`, in the host's memory afterwards."""
+    if model is not None:
+        model.to(device)
+    try:
+        yield
+    finally:
+        if model is not None and offloaded:
+            model.to("cpu")
 
 
 def remove_dropout(model: nn.Module) -> None:

@@ -185,7 +185,7 @@ class ExperienceMaker:
         with self.timer.phase("score"), self.autocast():
             scores = self.scorer(rollout, prompts.rows)
             shaped = self._shape_scores(scores, rollout)
-        with self.timer.phase("forward"):
+        with self.timer.phase("forward"), model.reference_at_hand(rollout.input_ids.device):
             mask = rollout.response_mask_padded(self.shapes.answer_width)
             logprobs, values, entropy, kl = self._statistics(model, rollout, mask)
         with self.timer.phase("advantage"):
@@ -211,7 +211,8 @@ class ExperienceMaker:
         mask = rollout.response_mask_padded(self.shapes.answer_width)
         with self.autocast():
             scores = self.scorer(rollout, prompts.rows)
-        _, _, _, kl = self._statistics(model, rollout, mask)
+        with model.reference_at_hand(mask.device):
+            _, _, _, kl = self._statistics(model, rollout, mask)
         columns = (scores, masked_sum(kl, mask, dim=1), rollout.response_lengths, rollout.ended)
         return torch.stack([column.float() for column in columns], dim=1)
 

@@ -16,6 +16,7 @@ from rlhf_hw.data.collate import pad_rows
 from rlhf_hw.data.tokenize import answered
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.reward_model import RewardModel
+from rlhf_hw.models.wrapping import lent_to
 from rlhf_hw.rollout.engine import Rollout, rows_where
 
 
@@ -37,6 +38,7 @@ class RewardModelScorer:
             are. Otherwise the answer's text is tokenised anew, apart from its prompt's, as in reward modelling.
         batch_size: rows a forward pass.
         pad_length: the backend's shape policy.
+        offloaded: whether the model is in the host's memory while it is not asked.
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class RewardModelScorer:
         reward_tokenizer: Any | None = None,
         batch_size: int = 16,
         pad_length: Callable[[int], int] = lambda n: n,
+        offloaded: bool = False,
     ) -> None:
         self.model = model
+        self.offloaded = offloaded
         self.policy_tokenizer = policy_tokenizer
         self.reward_tokenizer = reward_tokenizer
         self.pad_token_id = (reward_tokenizer or policy_tokenizer).pad_token_id
@@ -62,10 +66,11 @@ class RewardModelScorer:
         pad_length = (lambda longest: min(self.pad_length(longest), context)) if context else self.pad_length
         scores = torch.empty(len(sequences), dtype=torch.float32, device=rollout.input_ids.device)
         by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        for start in range(0, len(by_length), self.batch_size):
-            part = by_length[start : start + self.batch_size]
-            batch = pad_rows([sequences[i] for i in part], self.pad_token_id, pad_length)
-            scores[part] = self.model(*(tensor.to(scores.device) for tensor in batch))
+        with lent_to(scores.device, self.model, offloaded=self.offloaded):
+            for start in range(0, len(by_length), self.batch_size):
+                part = by_length[start : start + self.batch_size]
+                batch = pad_rows([sequences[i] for i in part], self.pad_token_id, pad_length)
+                scores[part] = self.model(*(tensor.to(scores.device) for tensor in batch))
         return scores
 
     def _sequences(self, rollout: Rollout, rows: Sequence[dict[str, Any]]) -> list[list[int]]:

@@ -297,7 +297,15 @@ def test_an_unknown_command_is_told_the_known_ones(run: Run, workplace: Path) ->
             "--zero_stage 3: quantized weights cannot be sharded",
         ),
         (["--deepspeed", "--do_eval"], "--deepspeed: shards what training holds, and nothing is trained"),
-        (["--deepspeed", "--fp16"], "--fp16: a bare --deepspeed trains in bf16 or fp32"),
+        (["--deepspeed", '{"fp16": {"enabled": true}}'], "--deepspeed: fp16 is not supported with it"),
+        (
+            ["--deepspeed", '{"bf16": {"enabled": true}}', "--bf16", "False"],
+            "sets bf16.enabled to True; give --bf16 as well",
+        ),
+        (
+            ["--deepspeed", "--device", "hpu", "--use_hpu_graphs_for_training"],
+            "--use_hpu_graphs_for_training: DeepSpeed",
+        ),
         (["--fsdp"], "--fsdp: sharding with FSDP is not supported yet"),
     ],
 )
