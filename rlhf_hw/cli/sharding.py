@@ -35,6 +35,9 @@ def sharding_arguments(run: Run, backend: Backend, precision: Precision) -> dict
     os.environ.setdefault("DS_ACCELERATOR", backend.device_type)
     if "RANK" not in os.environ:
         os.environ.update(_alone())
+    os.environ.pop(
+        "ACCELERATE_USE_CPU", None
+    )  # with it accelerate leaves DeepSpeed out without a word; `use_cpu` stays
     _take_device()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     arguments: dict[str, Any] = {"deepspeed": config}

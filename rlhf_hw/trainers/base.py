@@ -18,6 +18,7 @@ from backends import Backend
 from backends.cpu import CPUBackend
 from backends.shapes import DynamicShapes, ShapePolicy
 from rlhf_hw.compat.evaluated_first import forget_preparation
+from rlhf_hw.errors import UserError
 from rlhf_hw.models.weights import load_weights_into, save_weights
 from rlhf_hw.models.wrapping import adapter_state, trunk, unwrap
 from rlhf_hw.rollout.sampling import mix_seed
@@ -135,6 +136,10 @@ class StageMixin(TrainerBase):
         self.tokens = TokenRate()
         # Tells the base not to divide the loss by the accumulation steps: `scale_loss` has done it.
         self.model_accepts_loss_kwargs = True
+        if getattr(self.args, "deepspeed", None) and not self.is_deepspeed_enabled:
+            raise UserError(
+                "--deepspeed: accelerate leaves it out in this environment; unset ACCELERATE_USE_CPU"
+            )
         if self.is_deepspeed_enabled:  # accelerate would take DeepSpeed's number over, with a warning
             self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
             leave_models_whole()
