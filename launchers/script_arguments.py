@@ -17,8 +17,8 @@ def device_of(arguments: Sequence[str]) -> str | None:
 
 
 def uses_deepspeed(arguments: Sequence[str]) -> bool:
-    """Whether the script is given a DeepSpeed configuration."""
-    return value_of(arguments, "--deepspeed") is not None
+    """Whether the script is to train with DeepSpeed: the bare switch, or a configuration."""
+    return is_set(arguments, "--deepspeed")
 
 
 def value_of(arguments: Sequence[str], flag: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,8 @@ def sharding_arguments(run: Run, backend: Backend, precision: Precision) -> dict
     )  # with it accelerate leaves DeepSpeed out without a word; `use_cpu` stays
     _take_device()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls some of torch's collectives by their older names, once a parameter
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     arguments: dict[str, Any] = {"deepspeed": config}
     if "torch_autocast" in config:
         arguments["bf16"] = False
