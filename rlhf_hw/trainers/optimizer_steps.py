@@ -20,10 +20,12 @@ class FiniteStepsOnly(TrainerCallback):
     """Leaves an optimizer step out, for policy and critic alike, where a gradient of either is not finite.
 
     One such step would make every weight NaN, in fp32 and bf16 too, where no loss scaling looks at gradients. With
-    fp16 the loss scaling leaves it out by itself, and with DeepSpeed its engine; they are only counted.
+    fp16 the loss scaling leaves it out by itself, and with DeepSpeed from stage 1 on its engine; they are only counted.
+    At stage 0 the engine looks at none, and steps within the backward pass: there the optimizer is to be `watch`ed.
 
     Args:
         model: policy and critic.
+        scaled: whether something else leaves such steps out.
         on_step: called after each optimizer step, with whether it was taken.
     """
 
@@ -35,14 +37,25 @@ class FiniteStepsOnly(TrainerCallback):
         self.scaled = scaled
         self.on_step = on_step
         self.finite = True
+        self.watched = False
+
+    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at gradients when `optimizer` is about to step, whoever calls it."""
+        optimizer.register_step_pre_hook(lambda *_: self._look())
+        self.watched = True
 
     def on_pre_optimizer_step(self, *_args: Any, **_kwargs: Any) -> None:
+        if not self.watched:
+            self._look()
+
+    def _look(self) -> None:
         self.finite = self.scaled or has_finite_gradients(self.model)
         if not self.finite:
             self.model.zero_grad(set_to_none=True)  # no gradient, no step: no momentum and no decay either
 
     def on_optimizer_step(self, *_args: Any, **_kwargs: Any) -> None:
         self.on_step(self.finite and not self.accelerator.optimizer_step_was_skipped)
+        self.finite = True
 
 
 def give_critic_its_own(

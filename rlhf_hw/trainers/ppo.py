@@ -31,7 +31,7 @@ from rlhf_hw.trainers.optimizer_steps import FiniteStepsOnly, give_critic_its_ow
 from rlhf_hw.trainers.prompts import PromptBatch, PromptSchedule
 from rlhf_hw.trainers.ptx import UnsupervisedBatches
 from rlhf_hw.trainers.scoring import Scorer
-from rlhf_hw.trainers.sharding import whole_weights
+from rlhf_hw.trainers.sharding import whole_weights, zero_stage_of
 
 if TYPE_CHECKING:
     from rlhf_hw.arguments.ppo import PPOArguments
@@ -141,8 +141,10 @@ class PPOMixin(StageMixin):
             )
         self.ema = PolicyAverage(self.model.policy, settings.ema_decay) if settings.enable_ema else None
         self.skipped_steps = 0  # since the last log line
-        scaled = bool(self.args.fp16) or self.is_deepspeed_enabled
-        self.add_callback(FiniteStepsOnly(self.model, self.accelerator, scaled, self._after_optimizer_step))
+        self.steps_alone = self.is_deepspeed_enabled and not zero_stage_of(self)
+        scaled = bool(self.args.fp16) or (self.is_deepspeed_enabled and not self.steps_alone)
+        self.finite_steps = FiniteStepsOnly(self.model, self.accelerator, scaled, self._after_optimizer_step)
+        self.add_callback(self.finite_steps)
 
     # The batches are the trainer's own experience
     def get_train_dataloader(self) -> DataLoader:
@@ -291,6 +293,8 @@ class PPOMixin(StageMixin):
             names = set(self.get_decay_parameter_names(self.model))
             decayed = {weight for name, weight in self.model.named_parameters() if name in names}
             give_critic_its_own(optimizer, set(self.model.value_parameters()), decayed, rate, decay)
+        if made and self.steps_alone:
+            self.finite_steps.watch(optimizer)
         return optimizer
 
     def _after_optimizer_step(self, taken: bool) -> None:

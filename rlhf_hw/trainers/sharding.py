@@ -29,6 +29,11 @@ def deepspeed_settings(trainer: Any) -> dict[str, Any]:
     return dict(trainer.accelerator.state.deepspeed_plugin.hf_ds_config.config)
 
 
+def zero_stage_of(trainer: Any) -> int:
+    """The ZeRO stage that a trainer runs under; 0 without DeepSpeed too."""
+    return int(deepspeed_settings(trainer).get("zero_optimization", {}).get("stage", 0))
+
+
 def deepspeed_autocast(trainer: Any) -> Any:
     """The context in which DeepSpeed's engine runs a forward pass, for those that go past it."""
     settings = deepspeed_settings(trainer).get("torch_autocast", {})

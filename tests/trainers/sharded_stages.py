@@ -66,6 +66,8 @@ def ppo(directory: Path, **options: Any) -> Any:
 STAGES = {"sft": sft, "reward": reward, "ppo": ppo}
 #: those that are also resumed from a checkpoint in their middle
 RESUMED = [("sft", "zero3"), ("reward", "zero1"), ("ppo", "zero2"), ("ppo", "zero3")]
+#: where DeepSpeed leaves a step with a gradient that is no number to us, and where it sees to it
+SPOILED = ("zero0", "zero1")
 #: optimizer steps to it
 MIDDLE = {"sft": 2, "reward": 2, "ppo": 8}
 
@@ -147,6 +149,25 @@ def resumed_equals(whole: Any, make: Any, directory: Path, options: dict[str, An
         return {name: float((found[name] - tensor).abs().max()) for name, tensor in before.named_parameters()}
 
 
+def spoiled(directory: Path, way: str, step: int = 2) -> dict[str, Any]:
+    """PPO where one process has a gradient that is no number, in one optimizer step: what became of it."""
+    start_anew()
+    trainer = ppo(directory / f"spoiled-{way}", ddp_backend="gloo", **WAYS[way])
+    passes = []
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        passes.append(len(passes) + 1)
+        return gradient * float("nan") if passes[-1] == step else gradient
+
+    if trainer.accelerator.is_main_process:
+        next(iter(trainer.model.critic.parameters())).register_hook(spoil)
+    trainer.train()
+    return {
+        "finite": all(bool(weight.isfinite().all()) for weight in trainer.model.parameters()),
+        "skipped": sum(row.get("ppo/skipped_steps", 0) for row in trainer.state.log_history),
+    }
+
+
 def main(directory: Path) -> None:
     """Write STAGE-WAY.pt (log lines, evaluation, what was gathered) and STAGE-WAY/ (what training saved)."""
     torch.set_num_threads(1)
@@ -174,6 +195,10 @@ def main(directory: Path) -> None:
                 logs = [row for row in trainer.state.log_history if "loss" in row]
                 found = {"logs": logs, "evaluation": evaluation, "gathers": everyone, "resumed": resumed}
                 torch.save(found, directory / f"{stage}-{way}.pt")
+    everyone = [None] * 2
+    torch.distributed.all_gather_object(everyone, {way: spoiled(directory, way) for way in SPOILED})
+    if torch.distributed.get_rank() == 0:
+        torch.save(everyone, directory / "spoiled.pt")
     leave_process_group()
 
 

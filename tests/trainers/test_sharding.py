@@ -91,3 +91,9 @@ def test_a_shared_run_resumes_to_the_same_weights(trained: Path, stage: str, way
     differences = torch.load(trained / f"{stage}-{way}.pt")["resumed"]
     assert differences
     assert set(differences.values()) == {0.0}
+
+
+@pytest.mark.parametrize("way", sharded_stages.SPOILED)
+def test_no_process_steps_along_a_gradient_that_is_no_number(trained: Path, way: str) -> None:
+    for found in torch.load(trained / "spoiled.pt"):
+        assert found[way] == {"finite": True, "skipped": 1}
