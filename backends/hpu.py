@@ -217,6 +217,15 @@ class HPUBackend(Backend):
         lines = [f"hpu: {runtime.value} runtime ({runtime.reason}), {mode.value} mode ({mode.reason})"]
         if self.emulated():
             lines.append("hpu: emulated on CPU memory; nothing here tells how fast a Gaudi is")
+        graphs = self.settings.graphs
+        if graphs.most is not None and not (graphs.inference or graphs.training):
+            lines.append(
+                f"--max_hpu_graphs: no effect; give --{GRAPHS_FOR_INFERENCE[1]} or --{GRAPHS_FOR_TRAINING} too"
+            )
+        if graphs.disable_tensor_cache and not graphs.inference:
+            lines.append(
+                f"--disable_tensor_cache_hpu_graphs: no effect; give --{GRAPHS_FOR_INFERENCE[1]} too"
+            )
         return lines
 
     def trainer_arguments(self) -> dict[str, Any]:
@@ -280,6 +289,13 @@ class HPUBackend(Backend):
             raise BackendError(
                 "--use_hpu_graphs_for_inference, --use_hpu_graphs_for_training: a graph reads weights where they were when "
                 "it was recorded, and DeepSpeed and FSDP move them; leave one of the two out"
+            )
+        attention = getattr(getattr(module, "config", None), "_attn_implementation", "eager")
+        if not self.is_optimum and attention != "eager":
+            # transformers asks then whether a mask hides anything, and runs other operators where it does not
+            raise BackendError(
+                f"--attn_implementation {attention}: what it runs depends on the mask, and an HPU graph would repeat what "
+                "it ran first; use eager, or leave the graphs out"
             )
         replay_passes(module, state, graphs)
 

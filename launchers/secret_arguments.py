@@ -30,7 +30,10 @@ _NOT_AN_ABBREVIATION = frozenset({"push_to_hub"})
 _PAIR = re.compile(
     r"""([A-Za-z_][\w.-]*)["']?\s*[:=]\s*("(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\s,}\]"']+)"""
 )
-_BRACKET = re.compile(r"(?:[^={\[]*=)?(?=[{\[])")  # of a value, or of the one in `--flag=value`
+#: `NAME=value` further inside an argument: `--env=HF_TOKEN=x`, `--export=ALL,HF_TOKEN=x`; of a URL's the URL's pattern.
+_ASSIGNMENT = re.compile(r"(?<![\w.?&-])([A-Za-z_][\w.-]*)=([^\s,;\"']{6,})")
+# of a value, or of the one in `--flag=value`; in quotes of its own, where a shell took none away
+_BRACKET = re.compile(r"(?:[^={\[]*=)?[\"']?(?=[{\[])")
 _SHORTEST_ABBREVIATION = 4  # `--hf_a`; shorter ones are ambiguous, and argparse refuses them
 
 
@@ -86,8 +89,13 @@ def json_arguments(argv: Sequence[str]) -> Iterator[tuple[int, str, Any]]:
             yield index, prefix, value
 
 
-def misspelt_secrets(argv: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """(index, the secret) for each secret in an argument that is meant as JSON and is none: `{'hub_token': 'x'}`."""
+def inner_secrets(argv: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """(index, the secret) for each secret inside an argument: in a `NAME=value`, or in what is meant as JSON and is none
+    (`{'hub_token': 'x'}`)."""
+    for index, argument in enumerate(argv):
+        for name, value in _ASSIGNMENT.findall(argument):
+            if is_secret_name(name) and is_secret_value(value):
+                yield index, value
     for index, _, text in _bracketed(argv):
         if _parsed(text) is None:
             for name, value in _PAIR.findall(text):

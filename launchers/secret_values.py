@@ -11,10 +11,10 @@ from urllib.parse import quote
 
 from launchers.secret_arguments import (
     REDACTED,
+    inner_secrets,
     is_secret_name,
     is_secret_value,
     json_arguments,
-    misspelt_secrets,
     secret_arguments,
 )
 
@@ -75,7 +75,7 @@ class SecretVault:
         """Remember the values of the secret flags on a command line."""
         for _, _, value in secret_arguments(argv):
             self.add(value)
-        for _, secret in misspelt_secrets(argv):
+        for _, secret in inner_secrets(argv):
             self.add(secret)
         for _, _, value in json_arguments(argv):
             for mapping in _mappings_in(value):

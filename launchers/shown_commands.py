@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote, unquote
 
-from launchers.secret_arguments import REDACTED, json_arguments, misspelt_secrets, secret_arguments
+from launchers.secret_arguments import REDACTED, inner_secrets, json_arguments, secret_arguments
 from launchers.secret_values import SecretVault, redact_nested
 
 #: Before words that are percent-encoded: `launchers.rank`, as `launchers.deepspeed` starts it on several machines.
@@ -25,9 +25,9 @@ def redact_argv(argv: Sequence[str]) -> list[str]:
         clean = redact_nested(value, vault)
         if clean != value:
             redacted[index] = prefix + json.dumps(clean)
-    for index, secret in misspelt_secrets(argv):
+    for index, secret in inner_secrets(argv):
         redacted[index] = redacted[index].replace(secret, REDACTED)
-    return [argument if argument.endswith(REDACTED) else vault.scrub(argument) for argument in redacted]
+    return [vault.scrub(argument) for argument in redacted]
 
 
 def shell_command(argv: Sequence[str]) -> str:

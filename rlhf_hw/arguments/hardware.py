@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from transformers.hf_argparser import HfArg
 
 from backends.hpu import HPUSettings
-from backends.hpu_generation import HPUGeneration
+from backends.hpu_generation import CACHE_SETTINGS, HPUGeneration
 from backends.hpu_graphs import HPUGraphSettings
 
 _HPU = "HPU only: "
+#: What is about rollouts, and so about PPO alone.
+ROLLOUT_FLAGS = frozenset({*CACHE_SETTINGS, "ignore_eos"})
+
+
+def without_rollouts(given: Iterable[str]) -> list[str]:
+    """A line on flags about rollouts, for stages that have none."""
+    found = sorted(ROLLOUT_FLAGS & set(given))
+    names = ", ".join(f"--{name}" for name in found)
+    return [f"{names}: no effect in this stage; only PPO has rollouts to act in"] if found else []
 
 
 @dataclass(kw_only=True)
@@ -38,7 +47,8 @@ class HardwareArguments:
     use_hpu_graphs_for_inference: bool = HfArg(
         default=False,
         help=_HPU
-        + "record rollouts, scores and evaluations once for each shape, and replay them (lazy mode only).",
+        + "record scores, evaluations and (in optimum-habana) rollouts once for each shape, and replay them (lazy mode "
+        "only).",
     )
     use_hpu_graphs_for_training: bool = HfArg(
         default=False,

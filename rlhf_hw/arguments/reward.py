@@ -10,7 +10,7 @@ from transformers.hf_argparser import HfArg
 
 from rlhf_hw.arguments.checks import at_least, check_run
 from rlhf_hw.arguments.data import RewardDataArguments
-from rlhf_hw.arguments.hardware import HardwareArguments
+from rlhf_hw.arguments.hardware import HardwareArguments, without_rollouts
 from rlhf_hw.arguments.model import ModelArguments
 from rlhf_hw.arguments.options import with_defaults
 from rlhf_hw.arguments.parser import StageParser
@@ -89,6 +89,7 @@ def parse_reward(argv: Sequence[str] | None = None) -> RewardRun:
     parser = reward_parser()
     parsed = parser.parse(argv)
     notes = leading_padding_note(parsed[RewardArguments].num_padding_at_beginning)
+    notes = [*notes, *without_rollouts(parsed.given)]
     run = assemble(RewardRun, parsed, RewardDataArguments, RewardArguments, notes)
     return parser.checked(run, check_reward)
 

@@ -10,7 +10,7 @@ from transformers.hf_argparser import HfArg
 
 from rlhf_hw.arguments.checks import at_least, check_run
 from rlhf_hw.arguments.data import SFTDataArguments
-from rlhf_hw.arguments.hardware import HardwareArguments
+from rlhf_hw.arguments.hardware import HardwareArguments, without_rollouts
 from rlhf_hw.arguments.model import ModelArguments
 from rlhf_hw.arguments.parser import StageParser
 from rlhf_hw.arguments.peft import PeftArguments
@@ -69,7 +69,7 @@ def parse_sft(argv: Sequence[str] | None = None) -> SFTRun:
     training, stage = parsed[TrainingFlags], parsed[SFTArguments]
     if not (training.do_train or training.do_eval):
         training.do_train = True
-    notes = []
+    notes = without_rollouts(parsed.given)
     if stage.do_lm_eval:
         notes.append("--do_lm_eval: no effect here; run lm_eval on the saved directory")
     if "num_beams" in parsed.given:

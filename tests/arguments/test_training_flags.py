@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
+from rlhf_hw.arguments.ppo import parse_ppo
+from rlhf_hw.arguments.reward import parse_reward
 from rlhf_hw.arguments.sft import parse_sft
 from rlhf_hw.arguments.training import accepted_fields, training_environment, training_kwargs
 from rlhf_hw.compat.training_flags import OLDER, translate
@@ -187,3 +189,16 @@ def test_parsing_loads_nothing_beyond_training_arguments_and_touches_no_device()
         "assert not torch.cuda.is_initialized()\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("parse", "model"),
+    [(parse_sft, "model_name_or_path"), (parse_reward, "model_name_or_path"), (parse_ppo, "model_name")],
+)
+def test_flags_about_rollouts_say_where_there_are_none(parse: Any, model: str) -> None:
+    words = [f"--{model}", "m", "--dataset_name", "d", "--output_dir", "o"]
+    words += ["--reward_model_name", "r"] if parse is parse_ppo else []
+    notes = parse([*words, "--reuse_cache", "--ignore_eos", "False"]).notes
+    line = "--ignore_eos, --reuse_cache: no effect in this stage; only PPO has rollouts to act in"
+    assert (line in notes) == (parse is not parse_ppo)
+    assert not any("rollouts" in note for note in parse(words).notes)

@@ -9,6 +9,7 @@ import torch
 from backends import BackendError, resolve
 from backends.hpu import HPUBackend, HPUSettings
 from backends.hpu_generation import HPUGeneration
+from backends.hpu_graphs import HPUGraphSettings
 from backends.shapes import StaticBuckets, WithinContext, choose_buckets, padding_share, round_up
 
 
@@ -157,6 +158,21 @@ def test_hpu_graphs_run_in_lazy_mode_of_either_runtime(optimum: None, runtime: A
         backend.own_settings() > GRAPHS
     )  # and are not left to optimum-habana, which would wrap our hooks too
     assert ("reuse_cache" in backend.own_settings()) == (runtime == "optimum")
+
+
+@pytest.mark.parametrize(
+    ("graphs", "idle"),
+    [
+        ({"most": 2, "disable_tensor_cache": True}, ["max_hpu_graphs", "disable_tensor_cache_hpu_graphs"]),
+        ({"most": 2, "disable_tensor_cache": True, "training": True}, ["disable_tensor_cache_hpu_graphs"]),
+        ({"most": 2, "disable_tensor_cache": True, "inference": True}, []),
+    ],
+)
+def test_settings_of_graphs_that_are_not_recorded_are_said_to_be_idle(
+    optimum: None, graphs: dict[str, Any], idle: list[str]
+) -> None:
+    lines = HPUBackend(HPUSettings(graphs=HPUGraphSettings(**graphs))).notes()
+    assert [line.partition(":")[0] for line in lines if "no effect" in line] == [f"--{name}" for name in idle]
 
 
 def test_training_by_graphs_does_not_go_with_recomputed_activations(optimum: None) -> None:

@@ -254,3 +254,10 @@ def test_graphs_of_sharded_weights_are_refused() -> None:
     with pytest.raises(BackendError, match="DeepSpeed and FSDP move them"):
         HPUBackend(settings).replay_passes(torch.nn.Linear(1, 1), lambda: None, sharded=True)
     HPUBackend().replay_passes(torch.nn.Linear(1, 1), lambda: None, sharded=True)  # none was asked for
+
+
+def test_attention_that_asks_what_the_mask_hides_is_not_recorded() -> None:
+    """transformers' sdpa leaves out a mask that hides nothing: the next batch may need one."""
+    backend = HPUBackend(HPUSettings(runtime="native", lazy_mode=True, graphs=BOTH))
+    with pytest.raises(BackendError, match=r"--attn_implementation sdpa: .*use eager"):
+        backend.replay_passes(trunk(tiny_model()), lambda: None)

@@ -55,6 +55,14 @@ NESTED = f'{{"hub": {{"hub_token": "{TOKEN}"}}, "split_batches": true}}'
         ([f"--d=HTTP://:a@{TOKEN}@host"], ["--d=HTTP://<redacted>@host"]),
         (["--d", f"https://host/x?token={TOKEN}&y=1"], ["--d", "https://host/x?token=<redacted>&y=1"]),
         ([f"hub.token={TOKEN}"], ["hub.token=<redacted>"]),
+        ([f"--env=HF_TOKEN={TOKEN}"], ["--env=HF_TOKEN=<redacted>"]),
+        ([f"--export=ALL,HF_TOKEN={TOKEN},A=b"], ["--export=ALL,HF_TOKEN=<redacted>,A=b"]),
+        ([f"--args=-x WANDB_API_KEY={TOKEN} -x A"], ["--args=-x WANDB_API_KEY=<redacted> -x A"]),
+        ([f"--c='{{hub_token: {TOKEN}}}'"], ["--c='{hub_token: <redacted>}'"]),
+        (
+            [f"{{url: https://me:{TOKEN}@host, hub_token=ab"],
+            ["{url: https://<redacted>@host, hub_token=<redacted>"],
+        ),
         (
             ["--hub_token", TOKEN, "--c", f'["{TOKEN}"]'],
             ["--hub_token", "<redacted>", "--c", '["<redacted>"]'],
@@ -85,6 +93,7 @@ def test_a_secret_inside_an_argument_is_shown_neither_by_a_launcher_nor_by_a_run
             "https://host/?max_tokens=5",
         ],
         ["--c", '{"eos_token": "</s>", "pad_token":"<pad>"}', "--note", "password: none"],
+        ["--export=ALL,PAD_TOKEN=<pad>,USE_AUTH_TOKEN=true", "--x=a=b", "--note", "a token=1"],
     ],
 )
 def test_an_argument_without_secrets_is_shown_as_it_was_typed(argv) -> None:
