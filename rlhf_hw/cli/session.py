@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,19 +16,13 @@ import torch
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from backends import Backend, Precision, resolve
-from backends.base import BackendError
 from backends.shapes import ShapePolicy, WithinContext, padding_share
 from launchers.accelerate import started_alone
 from rlhf_hw.arguments.data import parse_data_split
 from rlhf_hw.arguments.peft import PeftArguments
 from rlhf_hw.arguments.run import Run
-from rlhf_hw.arguments.training import accepted_fields, training_environment, training_kwargs
-from rlhf_hw.cli.sharding import (
-    evaluate_at_the_start,
-    is_sharded,
-    sharding_arguments,
-    sharding_notes,
-)
+from rlhf_hw.cli.sharding import evaluate_at_the_start, is_sharded, sharding_notes
+from rlhf_hw.cli.training_arguments import make_training_arguments
 from rlhf_hw.data.sources import DataSource, Purpose, Splits, load_splits
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.adapters import adapter_config, attach_adapter, count_parameters
@@ -76,29 +69,8 @@ class Session:
         if os.environ.get("RANK", "0") == "0":  # before anything is refused under a name that was not typed
             for line in run.opening:
                 logger.info(line)
-        said = run.training.said()
-        backend = resolve(run.hardware.device, run.hardware.hpu_settings(run.given, said))
-        hardware = run.hardware.training_arguments(run.given)
-        refuse(backend, {**said, **hardware})
-        hardware = {name: value for name, value in hardware.items() if name not in backend.own_settings()}
-        precision = backend.precision(said.get("bf16"), said.get("fp16"))
-        accepted = accepted_fields(backend.training_arguments_class)
-        kwargs, notes = training_kwargs(run.training, accepted)
-        os.environ.update(training_environment(run.training, accepted))
-        kwargs |= {name: value for name, value in hardware.items() if name in accepted}
-        idle = sorted(set(hardware) - accepted)
-        kwargs = backend.training_argument_defaults() | kwargs
-        kwargs |= {"bf16": precision.autocast == "bf16", "fp16": precision.autocast == "fp16"}
-        if "attn_implementation" in accepted and run.model.attn_implementation != "auto":
-            kwargs["attn_implementation"] = run.model.attn_implementation
-        kwargs.setdefault("ddp_find_unused_parameters", False)
-        kwargs.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
-        kwargs |= backend.training_argument_overrides() | (training or {})
-        kwargs |= sharding_arguments(run, backend, precision)
-        if kwargs.get("eval_strategy", "no") == "no":
-            kwargs.pop("load_best_model_at_end", None)
-        check_trackers(kwargs.get("report_to"))
-        args = _training_arguments(backend, kwargs)
+        backend = resolve(run.hardware.device, run.hardware.hpu_settings(run.given, run.training.said()))
+        args, precision, lines = make_training_arguments(run, backend, training or {})
         leave_models_whole()
         chosen = backend.attention_implementation(precision)
         asked = run.model.attn_implementation
@@ -108,9 +80,7 @@ class Session:
         session.say(f"precision: {precision.reason}")
         session.say(f"attention: {attention} ({chosen.reason if asked == 'auto' else 'as asked'})")
         alone = started_alone(os.environ)
-        if idle:
-            session.say(f"without effect here: {', '.join('--' + name for name in idle)}")
-        for note in (*backend.notes(), *sharding_notes(run), *run.notes, *notes, *([alone] if alone else [])):
+        for note in (*backend.notes(), *sharding_notes(run), *run.notes, *lines, *([alone] if alone else [])):
             session.say(note)
         session.checkpoint()  # what cannot be resumed or quantized is refused before anything is read
         session.quantization()
@@ -371,38 +341,6 @@ class Session:
         shown = {k.removeprefix("eval_"): v for k, v in metrics.items() if k.startswith("eval_")}
         shown = {k: v for k, v in shown.items() if not k.endswith(("_per_second", "runtime", "_time"))}
         self.say(f"{when}: " + ", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
-
-
-def refuse(backend: Backend, said: dict[str, Any]) -> None:
-    """Flags that the backend cannot follow."""
-    for name, reason in backend.refused_training_arguments().items():
-        if said.get(name):
-            raise BackendError(f"--{name}: {reason}")
-
-
-def check_trackers(report_to: Any) -> None:
-    """Trackers that are asked for must be installed, or the run would end after its first log line."""
-    from transformers.integrations import get_available_reporting_integrations
-
-    names = [report_to] if isinstance(report_to, str) else list(report_to or ())
-    available = get_available_reporting_integrations()
-    for name in names:
-        if name not in ("none", "all", *available):
-            raise UserError(
-                f"--report_to (--log_with) {name}: it is not installed here; pip install {name}, or leave the flag out "
-                "(metrics.jsonl, plots and the report are written in any case)"
-            )
-
-
-def _training_arguments(backend: Backend, kwargs: dict[str, Any]) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            return backend.training_arguments_class(**kwargs)
-    except (ValueError, TypeError, AssertionError) as error:
-        raise UserError(f"training flags: {str(error).splitlines()[0]}") from error
-    except ImportError as error:
-        raise BackendError(f"training flags: {str(error).splitlines()[0]}") from error
 
 
 def _set_up_logging() -> None:
