@@ -23,7 +23,8 @@ class DataArguments:
     dataset_name: list[str] | None = HfArg(
         default=None,
         aliases=["--data_path"],
-        help="One data set or several, mixed: hub names, local directories or files (json, jsonl, csv, parquet).",
+        help="One data set or several, mixed: hub names, local directories or files (json, jsonl, csv, parquet). In training "
+        "--data_path is DeepSpeed-Chat's name, which brings its defaults along (see --dialect).",
     )
     dataset_config_name: str | None = HfArg(
         default=None,

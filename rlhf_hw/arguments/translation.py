@@ -144,7 +144,7 @@ def first_words(
 def processes() -> int:
     """Of this run, as its launcher says."""
     text = os.environ.get("WORLD_SIZE", "1")
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise UserError(f"WORLD_SIZE: got {text!r}, expected a number of processes; leave it to the launcher")
     return int(text)
 

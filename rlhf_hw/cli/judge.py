@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dry run: {who} would judge {len(rows)} pairs of answers into {settings.output_path}")
         return 0
     with Journal(
-        settings.output_path, depends_on(rows, pairs, who), overwrite=settings.overwrite, flag=FLAG
+        settings.output_path, depends_on(settings, pairs, who), overwrite=settings.overwrite, flag=FLAG
     ) as journal:
         if journal.results:
             print(f"{len(journal.results)} of {len(rows)} are judged already; going on")
@@ -144,13 +144,16 @@ def judge_of(settings: JudgeArguments) -> Judge:
     return RewardModelJudge(scorer, settings.batch_size)
 
 
-def depends_on(rows: list[dict[str, Any]], pairs: list[Pair], who: str) -> dict[str, Any]:
+def depends_on(settings: JudgeArguments, pairs: list[Pair], who: str) -> dict[str, Any]:
     """What the verdicts depend on: a killed run is continued with the same only."""
-    return {
+    found: dict[str, Any] = {
         "answers": fingerprint([[p.request, p.reference, p.answer] for p in pairs]),
         "judge": who,
-        "rows": len(rows),
+        "rows": len(pairs),
     }
+    if settings.reward_model is not None:
+        found |= {"chat": settings.chat, "torch_dtype": settings.torch_dtype}
+    return found
 
 
 def answers_of(pair: Pair) -> dict[str, str]:

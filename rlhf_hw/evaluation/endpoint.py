@@ -65,14 +65,24 @@ class Endpoint:
         """The endpoint that a flag, or OPENAI_BASE_URL, names, with the key from the variable.
 
         Raises:
-            UserError: the URL is none, or OpenAI's own is asked without a key.
+            UserError: the URL is none or holds credentials, the key fits into no header, or OpenAI's own endpoint is asked
+                without a key.
         """
         found = (url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL).rstrip("/")
-        if urlsplit(found).scheme not in ("http", "https") or not urlsplit(found).hostname:
+        if not _is_url(found):
             raise UserError(
                 f"--judge_url: {redact_text(found, ())} is no http(s) URL; give one such as {DEFAULT_URL}"
             )
-        key = os.environ.get(key_variable) or None
+        if "@" in urlsplit(found).netloc:  # http.client takes a user's name for a part of the host's
+            raise UserError(
+                f"--judge_url: {redact_text(found, ())} holds credentials, which are not sent; leave them out, and set the "
+                f"variable {key_variable}"
+            )
+        key = os.environ.get(key_variable, "").strip() or None  # a file's line end often comes along
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise UserError(
+                f"--api_key_variable: what {key_variable} holds has characters that no key has; set it again"
+            )
         if key is None and found == DEFAULT_URL:
             raise UserError(
                 f"--judge_model: {DEFAULT_URL} wants a key in the variable {key_variable}, which is not set; set it, or "
@@ -167,6 +177,17 @@ class Endpoint:
     def _clean(self, text: str) -> str:
         """One short line without the key, which some endpoints repeat when they refuse it."""
         return redact_text(" ".join(text.split()), [self.key] if self.key else [])[:SHOWN]
+
+
+def _is_url(text: str) -> bool:
+    """Whether a request can be sent there."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        return False
+    sendable = text.isascii() and text.isprintable() and " " not in text and port != 0
+    return sendable and parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _seconds(header: str | None) -> float | None:

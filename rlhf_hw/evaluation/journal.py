@@ -59,11 +59,12 @@ class Journal:
             raise UserError(f"{self.flag}: another process is writing {self.path}; wait for it") from error
         if not self._overwrite:
             self.results = self._read()
-        # written anew: a killed process may have left half a line, and the next one must not join it
-        self._file.truncate(0)
-        self._write({"settings": self.settings})
-        for row, result in self.results.items():
-            self._write({"row": row, **result})
+        if self.results:
+            # a killed process may have left half a line, and the next one must not join it
+            self._file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
+        else:
+            self._file.truncate(0)
+            self._write({"settings": self.settings})
         return self
 
     def __exit__(

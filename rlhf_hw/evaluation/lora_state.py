@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from rlhf_hw.errors import UserError
 
@@ -104,7 +105,9 @@ def _without_prefixes(key: str) -> str:
 def _merge_layer(
     model: Any, layer: str, a: torch.Tensor, b: torch.Tensor, rank: int | None, alpha: float, where: str
 ) -> None:
-    weight = model.get_submodule(layer).weight
+    module = model.get_submodule(layer)
+    # GPT-2's layers hold their weight the other way round, as [in, out]
+    weight = module.weight.T if isinstance(module, Conv1D) else module.weight
     if a.dim() != 2 or b.shape[-1:] != a.shape[:1] or (b.shape[0], a.shape[1]) != tuple(weight.shape):
         raise UserError(
             f"{where}: {layer} has A {list(a.shape)} and B {list(b.shape)}, which do not fit a weight of "

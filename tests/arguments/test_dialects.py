@@ -138,6 +138,7 @@ def test_a_preset_stands_above_the_dialect_and_both_below_what_is_given() -> Non
             ["--rollout_batch_size: 100", "32 x 1 processes"],
         ),
         (parse_ppo, [*FARM, "--save_steps_extra", "1,2"], ["--save_steps_extra", "'1,2'", "20__100"]),
+        (parse_ppo, [*FARM, "--save_steps_extra", "2²"], ["--save_steps_extra", "'2²'", "20__100"]),
         (parse_ppo, [*FARM, "--policy_lora_path", "nowhere"], ["--policy_lora_path", "nowhere", "adapter"]),
     ],
 )

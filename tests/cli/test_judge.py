@@ -11,6 +11,8 @@ import pytest
 from judge_server import judge_server
 from run_results import write_rows
 
+from rlhf_hw.arguments.evaluation import JudgeArguments, parse_judge
+from rlhf_hw.cli.judge import depends_on
 from rlhf_hw.evaluation import endpoint as endpoint_module
 from rlhf_hw.evaluation.judge import EndpointJudge, read_verdict
 from rlhf_hw.evaluation.win_rate import Verdict, WinRate, preference
@@ -210,6 +212,46 @@ def test_a_reward_model_judges_by_its_scores(
     assert outcome.status == 0, outcome.err
     for row in json.loads(Path("j.json").read_text()):
         assert row["preference"] == (2 if row["score_2"] > row["score_1"] else 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "url", "said"),
+    [
+        ("sk-…of-the-test", "http://127.0.0.1:9/v1", "has characters that no key has"),
+        ("sk-of\r-the-test", "http://127.0.0.1:9/v1", "has characters that no key has"),
+        (KEY, "http://me:of-the-test@127.0.0.1/v1", "holds credentials, which are not sent"),
+        (KEY, "http://127.0.0.1:port/v1", "is no http(s) URL"),
+        (KEY, "http://[::1/v1", "is no http(s) URL"),
+        (KEY, "http://127.0.0.1:9/a b", "is no http(s) URL"),
+    ],
+)
+def test_what_fits_into_no_request_is_refused_without_being_repeated(
+    key: str, url: str, said: str, run: Run, answers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    outcome = judged(run, answers, url)
+    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
+    assert said in outcome.err
+    assert "of-the-test" not in outcome.out + outcome.err
+
+
+def test_a_line_end_behind_the_key_is_no_part_of_it(
+    run: Run, answers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\r\n")
+    with judge_server() as (url, log):
+        outcome = judged(run, answers, url, "--max_samples", 1)
+    assert outcome.status == 0, outcome.err
+    assert set(log.keys) == {f"Bearer {KEY}"}
+
+
+def test_a_reward_models_verdicts_depend_on_how_it_reads_the_instructions() -> None:
+    def flags(*more: str) -> JudgeArguments:
+        return parse_judge(["--input_path", "i", "--output_path", "o", *more]).settings
+
+    asked = [depends_on(flags("--reward_model", "r", *more), [], "r") for more in ((), ("--chat",))]
+    assert asked[0] != asked[1]
+    assert depends_on(flags(), [], "m") == depends_on(flags("--chat"), [], "m")
 
 
 def test_preferences_and_the_interval_by_hand() -> None:

@@ -337,3 +337,8 @@ def test_a_message_without_identity_is_a_malformed_row_and_the_others_are_kept()
     with pytest.raises(MalformedRow, match="no message with a message_id"):
         known.convert(first)
     assert len(others) == len(THREADS)
+
+
+def test_a_pair_with_a_label_beside_it_is_a_pair():
+    row = {"prompt": "How?", "chosen": "So.", "rejected": "No.", "label": "helpful"}
+    assert detect(list(row), row).name == "preference"

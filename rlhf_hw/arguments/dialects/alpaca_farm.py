@@ -127,7 +127,7 @@ def settle(command: str, said: Said) -> Iterator[Settled]:
 
 def _updates(text: str) -> list[int]:
     """The numbers of "20__100"."""
-    if not all(part.isdigit() for part in text.split("__")):
+    if not all(part.isdecimal() for part in text.split("__")):
         raise UserError(f"--save_steps_extra: got {text!r}, expected numbers of updates as 20__100")
     return [int(part) for part in text.split("__")]
 

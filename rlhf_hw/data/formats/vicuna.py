@@ -28,8 +28,8 @@ def _convert(row: Row) -> Example:
 
 
 def _matches(columns: Sequence[str], first_row: Row) -> bool:
-    # `label` beside a completion is TRL's: whether that completion is a good one
-    return {"prompt", "label"} <= set(columns) and "completion" not in columns
+    # beside an answer of another column `label` is no answer: TRL's says whether the completion is a good one
+    return {"prompt", "label"} <= set(columns) and not {"completion", "chosen"} & set(columns)
 
 
 FORMAT = Format(
