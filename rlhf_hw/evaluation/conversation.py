@@ -14,6 +14,7 @@ from rlhf_hw.data.example import Message
 from rlhf_hw.data.template import PLAIN_SPEAKERS, prompt_text
 from rlhf_hw.errors import UserError
 from rlhf_hw.evaluation.asked import Asked
+from rlhf_hw.rollout.engine import end_token_ids
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ def _written(asked: Asked, inputs: Any, manner: Manner) -> Iterator[str]:
         **inputs.to(asked.model.device),
         **manner.arguments(),
         "pad_token_id": asked.tokenizer.pad_token_id,
+        # training ends an answer with the tokenizer's EOS, which a base model's generation config may not know
+        "eos_token_id": sorted(end_token_ids(asked.tokenizer, asked.model)),
         "stopping_criteria": StoppingCriteriaList([told]),
     }
     if manner.num_beams > 1:  # which beam wins is known at the end

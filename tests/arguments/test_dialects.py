@@ -204,6 +204,14 @@ def test_alpaca_farms_batches_are_shared_out_among_the_processes(monkeypatch: py
     assert run.training.warmup_steps == 20  # updates, of 2 epochs of 2 steps
 
 
+def test_the_switch_of_deepspeed_stands_beside_its_configuration(tmp_path: Path, refused: Refused) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text('{"zero_optimization": {"stage": 2}}')
+    assert parse_sft([*SFT, "--deepspeed", "--deepspeed_config", str(file)]).training.deepspeed == str(file)
+    line = refused(parse_sft, *SFT, "--deepspeed", "other.json", "--deepspeed_config", str(file))
+    assert "--deepspeed other.json and --deepspeed_config" in line
+
+
 def test_dtype_is_a_choice_of_arithmetic_only_where_it_is_given() -> None:
     assert (parse_sft(SFT).training.fp16, parse_sft(SFT).training.bf16) == (None, None)
     assert parse_sft([*SFT, "--dtype", "fp16"]).training.fp16 is True

@@ -55,6 +55,20 @@ def test_an_answer_streams_what_generate_writes(asked: Asked) -> None:
     assert "".join(said(asked, turns, Manner(max_new_tokens=6, temperature=0, num_beams=3)))
 
 
+def test_an_answer_ends_with_the_tokenizers_eos_also_where_the_models_configuration_has_another(
+    asked: Asked,
+) -> None:
+    turns = [Message("user", "Name a colour.")]
+    ids = asked.tokenizer("\n\nHuman: Name a colour.\n\nAssistant:", return_tensors="pt").input_ids
+    row = asked.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+    answer = row[0, ids.shape[1] :].tolist()
+    asked.tokenizer.eos_token = asked.tokenizer.convert_ids_to_tokens(answer[3])
+    first = answer.index(answer[3])
+    assert first < 5  # else nothing was cut off
+    # shown here, since a letter is no special token
+    assert "".join(said(asked, turns, GREEDY)) == asked.tokenizer.decode(answer[: first + 1])
+
+
 def test_no_token_comes_twice_where_that_is_asked_for(asked: Asked) -> None:
     turns = [Message("user", "Name a colour.")]
     ids = asked.tokenizer("\n\nHuman: Name a colour.\n\nAssistant:", return_tensors="pt").input_ids

@@ -204,7 +204,9 @@ def settle(command: str, said: Said) -> Iterator[Settled]:
     if "dtype" in held:
         yield Settled(("dtype",), {held["dtype"]: True})
     if "deepspeed_config" in held:
-        yield Settled(("deepspeed_config",), {"deepspeed": held["deepspeed_config"]})
+        # beside the bare switch, as DeepSpeed's users write the two, it only says more
+        bare = str(said.settings["deepspeed"]).lower() in ("true", "1")
+        yield Settled(("deepspeed_config",), {"deepspeed": held["deepspeed_config"]}, replaces=bare)
     if held.get("enable_tensorboard"):
         step = ("sft", "reward", "ppo").index(command) + 1
         path = held.get("tensorboard_path", f"step{step}_tensorboard")
