@@ -190,6 +190,7 @@ def check_sharding(run: Run) -> None:
                 f"--{name}: the configuration that --deepspeed names decides; leave one of them out"
             )
         raise UserError(f"--{name}: acts with --deepspeed only; give that too, or leave it out")
+    _check_waiting(run)
     if not deepspeed and not fsdp:
         return
     if fsdp:
@@ -202,6 +203,17 @@ def check_sharding(run: Run) -> None:
         raise UserError(
             f"--{'fsdp' if fsdp else 'deepspeed'}: shards what training holds, and nothing is trained; leave it out"
         )
+
+
+def _check_waiting(run: Run) -> None:
+    """A graph goes on reading a model's weights where they were when it was recorded."""
+    if not (run.hardware.use_hpu_graphs or run.hardware.use_hpu_graphs_for_inference):
+        return
+    for name in ("offload_reference_model", "offload_reward_model"):
+        if getattr(run.sharding, name, False):
+            raise UserError(
+                f"--{name}: HPU graphs keep a model's weights where they were; leave it or --use_hpu_graphs_for_inference out"
+            )
 
 
 def _check_graphs(run: Run) -> None:
@@ -233,6 +245,15 @@ def _check_deepspeed(run: Run) -> None:
         raise UserError(
             "--offload: --zero_stage 0 shares nothing that could be kept elsewhere; give 1, 2 or 3"
         )
+    said = run.training.deepspeed
+    if deepspeed_is_bare(said) or "optimizer" not in read_config(said):
+        return
+    for name in ("critic_learning_rate", "critic_weight_decay"):
+        if getattr(run.stage, name, None) is not None:
+            raise UserError(
+                f"--{name}: DeepSpeed's own optimizer has one for all weights; leave this out, or the section "
+                '"optimizer" of the configuration'
+            )
 
 
 def _check_whole(run: Run, flag: str, *, shards_weights: bool) -> None:

@@ -15,6 +15,7 @@ from backends import Backend, Precision
 from backends.base import local_rank
 from rlhf_hw.arguments.run import Run
 from rlhf_hw.arguments.sharding import PPOShardingArguments, deepspeed_config, is_off, zero_stage
+from rlhf_hw.errors import UserError
 
 _SHARED = {
     0: "nothing is shared (stage 0)",
@@ -47,6 +48,22 @@ def sharding_arguments(run: Run, backend: Backend, precision: Precision) -> dict
     if "torch_autocast" in config:
         arguments["bf16"] = False
     return arguments
+
+
+def check_configuration(args: Any) -> None:
+    """What DeepSpeed's configuration and the training flags both say must be the same.
+
+    Raises:
+        UserError: it is not.
+    """
+    mismatches = getattr(getattr(args, "hf_deepspeed_config", None), "mismatches", [])
+    if mismatches:
+        found = "; ".join(
+            line.removeprefix("- ds ").replace(" vs hf ", ", the flags ") for line in mismatches
+        )
+        raise UserError(
+            f'--deepspeed: the configuration has {found}; make them the same, or write "auto" there'
+        )
 
 
 def sharding_notes(run: Run) -> list[str]:

@@ -10,7 +10,7 @@ from backends import Backend, Precision
 from backends.base import BackendError
 from rlhf_hw.arguments.run import Run
 from rlhf_hw.arguments.training import accepted_fields, training_environment, training_kwargs
-from rlhf_hw.cli.sharding import sharding_arguments
+from rlhf_hw.cli.sharding import check_configuration, sharding_arguments
 from rlhf_hw.errors import UserError
 
 
@@ -48,7 +48,9 @@ def make_training_arguments(
     if kwargs.get("eval_strategy", "no") == "no":
         kwargs.pop("load_best_model_at_end", None)
     _check_trackers(kwargs.get("report_to"))
-    return _of_its_class(backend, kwargs), precision, lines
+    args = _of_its_class(backend, kwargs)
+    check_configuration(args)
+    return args, precision, lines
 
 
 def _refuse(backend: Backend, said: dict[str, Any]) -> None:

@@ -152,9 +152,12 @@ class StageMixin(TrainerBase):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """The base's; for DeepSpeed without empty groups, which it drops after the schedule has counted them."""
+        """The base's; for DeepSpeed without empty groups, which it drops after the schedule has counted them.
+
+        Where DeepSpeed's configuration names an optimizer, the base gives a stand-in without any groups.
+        """
         optimizer = super().create_optimizer(*args, **kwargs)
-        if self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled and hasattr(optimizer, "param_groups"):
             optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 

@@ -21,31 +21,39 @@ class FiniteStepsOnly(TrainerCallback):
 
     One such step would make every weight NaN, in fp32 and bf16 too, where no loss scaling looks at gradients. With
     fp16 the loss scaling leaves it out by itself, and with DeepSpeed from stage 1 on its engine; they are only counted.
-    At stage 0 the engine looks at none, and steps within the backward pass: there the optimizer is to be `watch`ed.
+    At stage 0 the engine looks at none, and steps within the backward pass.
 
     Args:
         model: policy and critic.
-        scaled: whether something else leaves such steps out.
         on_step: called after each optimizer step, with whether it was taken.
+        scaled: whether something else leaves such steps out.
+        within_backward: whether gradients are to be looked at when the optimizer itself is about to step.
     """
 
     def __init__(
-        self, model: nn.Module, accelerator: Any, scaled: bool, on_step: Callable[[bool], None]
+        self,
+        model: nn.Module,
+        accelerator: Any,
+        on_step: Callable[[bool], None],
+        *,
+        scaled: bool,
+        within_backward: bool,
     ) -> None:
         self.model = model
         self.accelerator = accelerator
-        self.scaled = scaled
         self.on_step = on_step
+        self.scaled = scaled
+        self.within_backward = within_backward
         self.finite = True
-        self.watched = False
 
-    def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        """Look at gradients when `optimizer` is about to step, whoever calls it."""
-        optimizer.register_step_pre_hook(lambda *_: self._look())
-        self.watched = True
+    def on_train_begin(self, *_args: Any, optimizer: Any = None, **_kwargs: Any) -> None:
+        if self.within_backward:
+            while hasattr(optimizer, "optimizer"):  # inside accelerate's, and DeepSpeed's
+                optimizer = optimizer.optimizer
+            optimizer.register_step_pre_hook(lambda *_: self._look())
 
     def on_pre_optimizer_step(self, *_args: Any, **_kwargs: Any) -> None:
-        if not self.watched:
+        if not self.within_backward:
             self._look()
 
     def _look(self) -> None:

@@ -141,10 +141,7 @@ class PPOMixin(StageMixin):
             )
         self.ema = PolicyAverage(self.model.policy, settings.ema_decay) if settings.enable_ema else None
         self.skipped_steps = 0  # since the last log line
-        self.steps_alone = self.is_deepspeed_enabled and not zero_stage_of(self)
-        scaled = bool(self.args.fp16) or (self.is_deepspeed_enabled and not self.steps_alone)
-        self.finite_steps = FiniteStepsOnly(self.model, self.accelerator, scaled, self._after_optimizer_step)
-        self.add_callback(self.finite_steps)
+        self.add_callback(self._finite_steps_only())
 
     # The batches are the trainer's own experience
     def get_train_dataloader(self) -> DataLoader:
@@ -293,9 +290,12 @@ class PPOMixin(StageMixin):
             names = set(self.get_decay_parameter_names(self.model))
             decayed = {weight for name, weight in self.model.named_parameters() if name in names}
             give_critic_its_own(optimizer, set(self.model.value_parameters()), decayed, rate, decay)
-        if made and self.steps_alone:
-            self.finite_steps.watch(optimizer)
         return optimizer
+
+    def _finite_steps_only(self) -> FiniteStepsOnly:
+        stage = zero_stage_of(self) if self.is_deepspeed_enabled else None
+        steps = (self.model, self.accelerator, self._after_optimizer_step)
+        return FiniteStepsOnly(*steps, scaled=bool(self.args.fp16 or stage), within_backward=stage == 0)
 
     def _after_optimizer_step(self, taken: bool) -> None:
         """`taken`: False where a gradient was not finite. After an early stop there was no gradient, and no step."""

@@ -210,3 +210,24 @@ def test_help_lists_the_seeds_spellings(capsys: pytest.CaptureFixture[str]) -> N
         "--use_habana",
     ):
         assert spelling in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--offload_reward_model", "--use_hpu_graphs"],
+            ["--offload_reward_model: HPU graphs keep", "leave it or"],
+        ),
+        (
+            ["--deepspeed", '{"optimizer": {"type": "AdamW"}}', "--critic_learning_rate", "1e-4"],
+            ["--critic_learning_rate: DeepSpeed's own optimizer", 'the section "optimizer"'],
+        ),
+    ],
+)
+def test_what_ppo_cannot_share_or_move(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, flags: list[str], words: list[str]
+) -> None:
+    monkeypatch.setattr("rlhf_hw.arguments.sharding.find_spec", lambda name: name)
+    line = refused(parse_ppo, *PPO, "--output_dir", "o", *flags)
+    assert all(word in line for word in words)

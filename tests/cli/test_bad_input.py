@@ -296,6 +296,10 @@ def test_an_unknown_command_is_told_the_known_ones(run: Run, workplace: Path) ->
             ["--deepspeed", "--zero_stage", "3", "--qlora"],
             "--zero_stage 3: quantized weights cannot be sharded",
         ),
+        (
+            ["--deepspeed", '{"gradient_clipping": 0.5}'],
+            "--deepspeed: the configuration has gradient_clipping=0.5, the flags max_grad_norm=1.0",
+        ),
         (["--deepspeed", "--do_eval"], "--deepspeed: shards what training holds, and nothing is trained"),
         (["--deepspeed", '{"fp16": {"enabled": true}}'], "--deepspeed: fp16 is not supported with it"),
         (

@@ -66,8 +66,9 @@ def ppo(directory: Path, **options: Any) -> Any:
 STAGES = {"sft": sft, "reward": reward, "ppo": ppo}
 #: those that are also resumed from a checkpoint in their middle
 RESUMED = [("sft", "zero3"), ("reward", "zero1"), ("ppo", "zero2"), ("ppo", "zero3")]
-#: where DeepSpeed leaves a step with a gradient that is no number to us, and where it sees to it
-SPOILED = ("zero0", "zero1")
+OPTIMIZER = {"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto", "torch_adam": True}}
+#: where a gradient is no number; also with an optimizer that DeepSpeed's configuration names
+SPOILED = {"zero0": zero(0), "zero1": zero(1), "optimizer": zero(0, optimizer=OPTIMIZER)}
 #: optimizer steps to it
 MIDDLE = {"sft": 2, "reward": 2, "ppo": 8}
 
@@ -152,7 +153,7 @@ def resumed_equals(whole: Any, make: Any, directory: Path, options: dict[str, An
 def spoiled(directory: Path, way: str, step: int = 2) -> dict[str, Any]:
     """PPO where one process has a gradient that is no number, in one optimizer step: what became of it."""
     start_anew()
-    trainer = ppo(directory / f"spoiled-{way}", ddp_backend="gloo", **WAYS[way])
+    trainer = ppo(directory / f"spoiled-{way}", ddp_backend="gloo", **SPOILED[way])
     passes = []
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
