@@ -10,10 +10,11 @@ from typing import Any
 
 from rlhf_hw.arguments.evaluation import InferArguments, Tool, parse_infer
 from rlhf_hw.cli.entry import command
+from rlhf_hw.data.encode import special_prefix
 from rlhf_hw.errors import UserError
 from rlhf_hw.evaluation.answering import answer_room, answers
 from rlhf_hw.evaluation.asked import Asked, Place
-from rlhf_hw.evaluation.instructions import example_of, prompt_ids, read_instructions
+from rlhf_hw.evaluation.instructions import end_of, example_of, prompt_ids, read_instructions
 from rlhf_hw.evaluation.journal import Journal, check_output, fingerprint
 from rlhf_hw.evaluation.lora_state import merge_lora_state
 from rlhf_hw.models.load import adapter_base, check_model_path, is_adapter, load_policy, with_adapter_merged
@@ -92,7 +93,8 @@ def answer(tool: Tool[InferArguments], rows: list[dict[str, Any]], journal: Jour
     examples = [example_of(row, chat=settings.chat) for row in rows]
     prompts = [prompt_ids(example, asked.tokenizer) for example in examples]
     cut = sum(len(ids) > settings.model_max_length for ids in prompts)
-    prompts = [ids[-settings.model_max_length :] for ids in prompts]
+    beginning = special_prefix(asked.tokenizer)
+    prompts = [end_of(ids, settings.model_max_length, beginning) for ids in prompts]
     if cut:
         print(
             f"{cut} prompts are longer than --model_max_length {settings.model_max_length}: their ends are answered"

@@ -80,3 +80,11 @@ def prompt_ids(example: Example, tokenizer: Any) -> list[int]:
     ids = tokenizer(prompt_text(example.prompt, tokenizer), add_special_tokens=False)["input_ids"]
     own = [] if is_templated(example.prompt, tokenizer) else special_prefix(tokenizer)
     return [*own, *ids]
+
+
+def end_of(ids: list[int], longest: int, beginning: list[int]) -> list[int]:
+    """At most `longest` ids: the last ones, behind the tokenizer's own `beginning` where the prompt had it, as in training."""
+    if len(ids) <= longest:
+        return ids
+    kept = beginning if ids[: len(beginning)] == beginning else []
+    return [*kept, *ids[len(ids) - longest + len(kept) :]]

@@ -14,6 +14,7 @@ from run_results import write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_hw.data.formats.alpaca import PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT
+from rlhf_hw.evaluation.instructions import end_of
 from rlhf_hw.evaluation.journal import Journal
 
 Run = Callable[..., Any]
@@ -180,3 +181,11 @@ def test_bad_input_is_one_line(
     assert len(errors) == 1
     assert said in errors[0]
     assert "Traceback" not in outcome.err
+
+
+def test_a_prompt_that_is_too_long_keeps_its_end_and_the_tokenizers_own_beginning() -> None:
+    assert end_of([1, 5, 6, 7], 3, [1]) == [1, 6, 7]
+    assert end_of([1, 5, 6, 7], 4, [1]) == [1, 5, 6, 7]
+    assert end_of([5, 6, 7], 2, [1]) == [6, 7]  # a chat template that writes none
+    assert end_of([5, 6, 7], 2, []) == [6, 7]
+    assert end_of([1, 5, 6], 1, [1]) == [1]

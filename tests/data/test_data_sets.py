@@ -342,3 +342,11 @@ def test_a_message_without_identity_is_a_malformed_row_and_the_others_are_kept()
 def test_a_pair_with_a_label_beside_it_is_a_pair():
     row = {"prompt": "How?", "chosen": "So.", "rejected": "No.", "label": "helpful"}
     assert detect(list(row), row).name == "preference"
+
+
+def test_an_input_beside_a_dialogue_is_a_fault_and_is_not_left_out_unseen():
+    row = {"instruction": "Human: hi Assistant:", "input": "", "output": "Hello."}
+    found = detect(list(row), row)
+    assert found.name == "multi_turn_alpaca"
+    with pytest.raises(MalformedRow, match="a dialogue has no input"):
+        found.convert({"instruction": "Add up.", "input": "1 and 2", "output": "3"})

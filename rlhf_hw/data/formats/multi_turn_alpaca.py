@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from rlhf_hw.data.example import Example
-from rlhf_hw.data.formats.format import Format, Row, optional_text, required_text
+from rlhf_hw.data.formats.format import Format, MalformedRow, Row, optional_text, required_text
 from rlhf_hw.data.formats.hh_rlhf import transcript_prompt
 
 _DIALOGUE = re.compile(r"\s*(Human|user):.*(Assistant|assistant):\s*", re.DOTALL)
@@ -25,6 +25,8 @@ def _prompt(row: Row) -> str:
 
 
 def _convert(row: Row) -> Example:
+    if optional_text(row, "input").strip():
+        raise MalformedRow("a dialogue has no input; an alpaca row has (--data_format alpaca)")
     return Example(_prompt(row), f" {required_text(row, 'output')}", source=FORMAT.name)
 
 
