@@ -25,6 +25,15 @@ from rlhf_hw.models.load import check_model_path
 from rlhf_hw.run_files import as_json, write_atomically
 from rlhf_hw.secrets import SecretVault, install_log_filter
 
+#: method → the flags of decoding that act with it
+ACTING: dict[Method, set[str]] = {
+    "greedy": set(),
+    "beam": {"num_beams"},
+    "diverse beam": {"num_beams", "num_beam_groups", "diversity_penalty"},
+    "sampling": {"top_k", "top_p", "temperature", "seed"},
+    "contrastive": {"top_k", "penalty_alpha"},
+}
+
 
 @command("compare")
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_output(settings.output_path, overwrite=settings.overwrite, flag="--output_path")
     examples = prompts_of(settings)
     decoding = decoding_of(tool)
+    for name in sorted((set().union(*ACTING.values()) - ACTING[decoding.method]) & tool.given):
+        print(f"--{name}: without effect, answers are written by {decoding.method} decoding")
     if tool.dry_run:
         print(f"dry run: would answer {len(examples)} prompts with each model, by {decoding.method}")
         return 0

@@ -23,6 +23,9 @@ from rlhf_hw.run_files import as_json, write_atomically
 from rlhf_hw.secrets import SecretVault, install_log_filter
 
 FLAG = "--output_path"
+#: flags that act with one kind of judge only
+OF_ENDPOINTS = {"judge_model", "api_key_variable", "concurrency", "timeout", "retries"}
+OF_REWARD_MODELS = {"batch_size", "chat", "device", "torch_dtype"}
 
 
 @command("judge")
@@ -36,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     pairs = pairs_of(settings, rows)
     check_output(settings.output_path, overwrite=settings.overwrite, flag=FLAG)
     who = check_judge(settings)
+    by_model = settings.reward_model is not None
+    for name in sorted((OF_ENDPOINTS if by_model else OF_REWARD_MODELS) & tool.given):
+        print(f"--{name}: without effect, {who} judges")
     if tool.dry_run:
         print(f"dry run: {who} would judge {len(rows)} pairs of answers into {settings.output_path}")
         return 0

@@ -128,3 +128,27 @@ def test_bad_input_is_one_line(flags: list[object], said: str, run: Run, text_ll
 def test_each_language_has_six_prompts_of_its_own() -> None:
     assert {language: len(set(prompts)) for language, prompts in PROMPTS.items()} == dict.fromkeys(PROMPTS, 6)
     assert all(good != bad for _, good, bad in ANSWERS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "idle"),
+    [
+        (
+            ["--num_beams", 2, "--temperature", 0.5],
+            ["temperature: without effect, answers are written by beam"],
+        ),
+        (["--diversity_penalty", 2], ["diversity_penalty: without effect, answers are written by greedy"]),
+        (["--top_k", 3, "--seed", 1], []),
+        (["--penalty_alpha", 0.5, "--top_k", 3], []),
+        (["--num_beams", 4, "--num_beam_groups", 2, "--diversity_penalty", 2], []),
+    ],
+)
+def test_flags_of_another_way_of_writing_are_said_to_be_idle(
+    flags: list[object], idle: list[str], run: Run, text_llama_dir: Path
+) -> None:
+    outcome = compared(run, text_llama_dir, text_llama_dir, *flags, "--dry_run")
+    assert outcome.status == 0, outcome.err
+    said = [line for line in outcome.out.splitlines() if "without effect" in line]
+    assert [line.startswith(f"--{words}") for line, words in zip(said, idle, strict=True)] == [True] * len(
+        idle
+    )

@@ -208,8 +208,10 @@ def test_a_reward_model_judges_by_its_scores(
         "--device",
         "cpu",
     )
-    outcome = run(*words, "--dtype", "float32")
+    outcome = run(*words, "--dtype", "float32", "--concurrency", 2)
     assert outcome.status == 0, outcome.err
+    idle = [line for line in outcome.out.splitlines() if "without effect" in line]
+    assert idle == [f"--concurrency: without effect, reward model {model} judges"]
     for row in json.loads(Path("j.json").read_text()):
         assert row["preference"] == (2 if row["score_2"] > row["score_1"] else 1)
 
