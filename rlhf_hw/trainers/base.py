@@ -22,6 +22,7 @@ from rlhf_hw.errors import UserError
 from rlhf_hw.models.weights import load_weights_into, save_weights
 from rlhf_hw.models.wrapping import adapter_state, trunk, unwrap
 from rlhf_hw.rollout.sampling import mix_seed
+from rlhf_hw.run_files import last_checkpoint
 from rlhf_hw.trainers.metrics import RunningAverages, TokenRate
 from rlhf_hw.trainers.sharding import deepspeed_autocast, leave_models_whole
 
@@ -145,8 +146,18 @@ class StageMixin(TrainerBase):
             leave_models_whole()
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, in step with the other processes also where an evaluation came first."""
+        """Train, in step with the other processes also where an evaluation came first.
+
+        `resume_from_checkpoint`: a directory; or true, for the last checkpoint in `output_dir`.
+        """
         forget_preparation(self.model)
+        if resume_from_checkpoint is True:
+            last = last_checkpoint(self.args.output_dir)
+            if last is None:
+                raise UserError(
+                    f"--resume_from_checkpoint: there is no checkpoint in {self.args.output_dir}; name one"
+                )
+            resume_from_checkpoint = str(last)
         if resume_from_checkpoint:
             self.load_stage_state(str(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)

@@ -136,6 +136,18 @@ def test_a_checkpoint_of_ppo_is_complete_before_it_counts(
     assert found[0].items() >= trainer.maker.state_dict().items()
 
 
+def test_resuming_from_the_last_checkpoint_needs_no_name(tmp_path: Path) -> None:
+    options = {"save_strategy": "steps", "save_steps": 4, "max_steps": 4}
+    with pytest.raises(UserError, match="no checkpoint in"):
+        ppo_trainer(tmp_path, roles(adapter=True), **options).train(resume_from_checkpoint=True)
+    whole = ppo_trainer(tmp_path, roles(adapter=True), **options)
+    whole.train()
+    resumed = ppo_trainer(tmp_path, roles(adapter=True), **{**options, "max_steps": 8})
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 8
+    assert resumed.state.log_history[0] == whole.state.log_history[0]  # its times too
+
+
 def test_resuming_inside_an_update_is_refused(tmp_path: Path) -> None:
     trainer = ppo_trainer(tmp_path, roles(adapter=True), save_strategy="steps", save_steps=2, max_steps=4)
     trainer.train()
