@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -22,19 +23,20 @@ def die_with_parent(number: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
-def follow(process: int, number: int) -> None:
-    """Have this process sent the signal when another one ends, which need not be its parent."""
+def follow(process: int, then: Callable[[], None]) -> None:
+    """Have `then` called, in a thread of its own, when another process ends, which need not be our parent."""
+    handle = None
     try:
         handle = os.pidfd_open(process)
     except ProcessLookupError:  # it has ended already
-        os.kill(os.getpid(), number)
-        return
+        pass
     except (AttributeError, OSError):  # no Linux, or one before 5.3
         return
 
     def wait() -> None:
-        select.select([handle], [], [])
-        os.kill(os.getpid(), number)
+        if handle is not None:
+            select.select([handle], [], [])
+        then()
 
     threading.Thread(target=wait, daemon=True).start()
 

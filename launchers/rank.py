@@ -2,7 +2,8 @@
 
 A small process beside each training process. It gives the process its RANK where mpirun named it otherwise, passes
 signals on, remembers what the process last wrote to stderr, and says so when it fails. When it ends, whatever ended it,
-the training process ends too; and once another rank has failed, one that is told to end has GRACE seconds to do so.
+the training process ends too; once another rank has failed, one that is told to end has GRACE seconds to do so, and one
+whose launcher was killed GRACE_ALONE.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from launchers.processes import die_with_parent, exit_status, follow, signal_gro
 LAUNCHED_BY = "RLHF_HW_LAUNCHED_BY"
 #: Seconds between SIGTERM and SIGKILL for a rank that outlives another's failure (it may hang in a collective).
 GRACE = 5
-#: Seconds after its end in which what a process wrote must have arrived (its own children may hold the pipe open).
+#: … and for one whose launcher is gone, which nobody else would end: torchrun gives its workers as many.
+GRACE_ALONE = 30
+#: Seconds after a process's end in which what it wrote or brought about must have arrived (its children may hold a pipe).
 DRAIN = 1.0
 #: Seconds before the end in which a traceback is taken for its cause; an older one was logged, and lived through.
 RECENT = 60
@@ -80,6 +83,14 @@ class Rank:
 
     def kill(self, _number: int, _frame: FrameType | None) -> None:
         """End it without asking."""
+        signal_group(self.child.pid, signal.SIGKILL)
+
+    def left_alone(self) -> None:
+        """Whoever started us is gone: tell the process to end, and after a while end it. In a thread of its own."""
+        time.sleep(DRAIN)  # in which we are mostly told, by the kernel or by a launcher on its way out
+        if self.told is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_ALONE)
         signal_group(self.child.pid, signal.SIGKILL)
 
     def _report(self, code: int) -> None:
@@ -174,6 +185,7 @@ def command_of(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the rank; its exit code, or 2 where it cannot be started."""
+    parent = os.getppid()
     die_with_parent(signal.SIGTERM)
     try:
         command = command_of(sys.argv[1:] if arguments is None else arguments)
@@ -190,8 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(number, rank.forward)
     signal.signal(signal.SIGALRM, rank.kill)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
-    if LAUNCHED_BY in os.environ:
-        follow(int(os.environ[LAUNCHED_BY]), signal.SIGTERM)
+    for process in {parent, int(os.environ.get(LAUNCHED_BY, parent))}:
+        follow(process, rank.left_alone)
     return rank.wait()
 
 

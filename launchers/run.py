@@ -85,7 +85,7 @@ def _run(plan: LaunchPlan, environment: dict[str, str], folder: Path | None) -> 
     def prepare() -> None:
         if plan.several:
             os.setpgid(0, 0)
-        die_with_parent(signal.SIGTERM)
+        die_with_parent(plan.end_signal or signal.SIGTERM)
 
     previous = {
         number: signal.signal(number, forward)
@@ -112,6 +112,10 @@ def _run(plan: LaunchPlan, environment: dict[str, str], folder: Path | None) -> 
         code = exit_status(wait_for(child) if plan.several else child.wait())
         if reader is not None:
             reader.join(GRACE_AFTER_FAILURE)
+        if (
+            plan.several and code > 128
+        ):  # killed; what it started itself may be waiting for it (DeepSpeed's is)
+            signal_group(child.pid, signal.SIGTERM)
         if folder is not None and code != 0:  # a signal that comes meanwhile finds us at the end already
             end_children(GRACE_AFTER_FAILURE if failures.any_failure(folder) else GRACE)
         return code

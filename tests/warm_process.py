@@ -79,6 +79,7 @@ def serve(preload: str) -> None:
     """Fork for each request on standard input, and answer with the exit status when the program has ended."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what imports print is no answer
+    sys.path[0] = str(Path(__file__).parents[1])  # tests/backends is not the package `backends`
     exec(preload, {})
     for line in sys.stdin:
         request = json.loads(line)
