@@ -108,7 +108,7 @@ def test_a_rank_that_ends_badly_ends_all_within_seconds_and_is_named_last(bad_en
     folder, ended = bad_ends[launcher, fate]
     done, seconds = ended.result()
     assert_all_end(str(folder / "mark"), seconds=5)
-    assert seconds < GRACE + 20  # a busy machine
+    assert seconds < GRACE + 40  # a busy machine; left alone they would hang for good
     code, said = FATES[fate]
     assert done.returncode == code, done.stderr
     head, _, tail = done.stderr.rpartition("\n\n")
