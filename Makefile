@@ -37,6 +37,7 @@ demo: $(CUDA)/.ready
 test: lint test-cuda test-hpu test-emulator
 test-cuda: $(CUDA)/.ready-emulator
 	$(TEST) $(CUDA)/bin/python -m pytest $(PYTEST_FLAGS)
+	PT_HPU_LAZY_MODE=1 $(TEST) $(CUDA)/bin/python -m pytest tests/hpu/test_hpu_graphs.py
 test-hpu: $(HPU)/.ready-emulator
 	$(TEST) $(HPU)/bin/python -m pytest $(PYTEST_FLAGS)
 

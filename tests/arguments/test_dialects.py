@@ -22,21 +22,6 @@ FARM = ["--policy_model_name_or_path", "m", "--reward_model_name_or_path", "r", 
 Refused = Callable[..., str]
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Parse what must be refused; gives the one line."""
-
-    def parse(parser: Callable[[list[str]], object], *argv: str) -> str:
-        with pytest.raises(SystemExit) as stop:
-            parser(list(argv))
-        assert stop.value.code == 2
-        line = capsys.readouterr().err
-        assert line.count("\n") == 1
-        return line
-
-    return parse
-
-
 @pytest.mark.parametrize("command", PARSERS)
 @pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda dialect: dialect.name)
 def test_every_flag_of_a_dialect_leads_to_a_setting_or_to_a_line(dialect: Dialect, command: str) -> None:

@@ -16,23 +16,6 @@ PPO = ["--model_name", "m", "--reward_model_name", "r"]
 Refused = Callable[..., str]
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Parse what must be refused; gives the one line."""
-
-    def parse(parser: Callable[[list[str]], object], *argv: str) -> str:
-        with pytest.raises(SystemExit) as stop:
-            parser(list(argv))
-        assert stop.value.code == 2
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert captured.err.count("\n") == 1
-        assert captured.err.endswith("see --help\n")
-        return captured.err
-
-    return parse
-
-
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
