@@ -33,6 +33,7 @@ from rlhf_hw.report.progress import StageProgress
 from rlhf_hw.run_directory import RunDirectory
 from rlhf_hw.run_files import last_checkpoint
 from rlhf_hw.secrets import SecretVault, install_log_filter, redact_argv
+from rlhf_hw.trainers.finished import nothing_left, steps_of
 from rlhf_hw.trainers.sharding import leave_models_whole
 
 logger = logging.getLogger("rlhf_hw")
@@ -325,6 +326,11 @@ class Session:
             trainer.load_checkpoint_weights(checkpoint)
         if self.args.do_train:
             self.backend.reset_peak_memory()
+            if checkpoint is not None and nothing_left(checkpoint, self.args.max_steps):
+                self.say(
+                    f"nothing is left to train: {checkpoint} is at step {steps_of(checkpoint)}, and {self.args.max_steps} "
+                    "were asked for"
+                )
             trainer.train(resume_from_checkpoint=checkpoint)
             trainer.save_model()
             memory = self.backend.memory_statistics()

@@ -23,6 +23,7 @@ from rlhf_hw.models.weights import load_weights_into, save_weights
 from rlhf_hw.models.wrapping import adapter_state, trunk, unwrap
 from rlhf_hw.rollout.sampling import mix_seed
 from rlhf_hw.run_files import last_checkpoint
+from rlhf_hw.trainers.finished import empty_epoch_is_meant, nothing_left
 from rlhf_hw.trainers.metrics import RunningAverages, TokenRate
 from rlhf_hw.trainers.sharding import deepspeed_autocast, leave_models_whole
 
@@ -160,6 +161,9 @@ class StageMixin(TrainerBase):
             resume_from_checkpoint = str(last)
         if resume_from_checkpoint:
             self.load_stage_state(str(resume_from_checkpoint))
+            if nothing_left(str(resume_from_checkpoint), self.args.max_steps):
+                with empty_epoch_is_meant():
+                    return super().train(resume_from_checkpoint, *args, **kwargs)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -219,7 +223,19 @@ class StageMixin(TrainerBase):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor]:
-        """The micro-batches of one optimizer step, and their number of items over all processes."""
+        """The micro-batches of one optimizer step, and their number of items over all processes.
+
+        None where the last step is taken already (a run resumed at its end): the base looks at that after a step only.
+        """
+        if 0 < self.state.max_steps <= self.state.global_step:
+            self.control.should_training_stop = True
+            return [], torch.zeros((), device=device)
+        return self.next_batches(epoch_iterator, num_batches, device)
+
+    def next_batches(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor]:
+        """`get_batch_samples` of a step that is yet to be taken."""
         batches = list(islice(epoch_iterator, num_batches))
         self.backend.end_graph()
         counts = []

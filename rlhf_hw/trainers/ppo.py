@@ -149,7 +149,7 @@ class PPOMixin(StageMixin):
         ticks = self.updates * self.steps_per_update * self.args.gradient_accumulation_steps
         return DataLoader(range(ticks), batch_size=1)
 
-    def get_batch_samples(
+    def next_batches(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor]:
         """The micro-batches of one optimizer step; a new update begins with a rollout."""
