@@ -17,6 +17,7 @@ from rlhf_hw.evaluation.asked import Asked, Place
 from rlhf_hw.evaluation.instructions import end_of, example_of, prompt_ids, read_instructions
 from rlhf_hw.evaluation.journal import Journal, check_output, fingerprint
 from rlhf_hw.evaluation.lora_state import merge_lora_state
+from rlhf_hw.models.fingerprint import model_fingerprint
 from rlhf_hw.models.load import adapter_base, check_model_path, is_adapter, load_policy, with_adapter_merged
 from rlhf_hw.rollout.engine import Sampling
 from rlhf_hw.secrets import SecretVault, install_log_filter
@@ -81,7 +82,12 @@ def depends_on(settings: InferArguments, rows: list[dict[str, Any]]) -> dict[str
             "seed",
         ),
     )
-    return {"instructions": fingerprint(rows), **{name: getattr(settings, name) for name in names}}
+    models = [name for name in (settings.model_name_or_path, settings.base_model_path) if name is not None]
+    return {
+        "instructions": fingerprint(rows),
+        **{name: getattr(settings, name) for name in names},
+        "the model's files": " + ".join(map(model_fingerprint, models)),
+    }
 
 
 def answer(tool: Tool[InferArguments], rows: list[dict[str, Any]], journal: Journal) -> None:

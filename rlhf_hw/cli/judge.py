@@ -18,6 +18,7 @@ from rlhf_hw.evaluation.journal import Journal, check_output, fingerprint
 from rlhf_hw.evaluation.judge import EndpointJudge, Judge, Pair, RewardModelJudge
 from rlhf_hw.evaluation.scoring import AnswerScorer
 from rlhf_hw.evaluation.win_rate import WinRate, by_source, preference
+from rlhf_hw.models.fingerprint import model_fingerprint
 from rlhf_hw.models.load import check_model_path, check_reward_model
 from rlhf_hw.run_files import as_json, write_atomically
 from rlhf_hw.secrets import SecretVault, install_log_filter
@@ -159,6 +160,7 @@ def depends_on(settings: JudgeArguments, pairs: list[Pair], who: str) -> dict[st
     }
     if settings.reward_model is not None:
         found |= {"chat": settings.chat, "torch_dtype": settings.torch_dtype}
+        found["the model's files"] = model_fingerprint(settings.reward_model)
     return found
 
 

@@ -162,7 +162,7 @@ class StageMixin(TrainerBase):
         if resume_from_checkpoint:
             self.load_stage_state(str(resume_from_checkpoint))
             if nothing_left(str(resume_from_checkpoint), self.args.max_steps):
-                with empty_epoch_is_meant():
+                with empty_epoch_is_meant(self):
                     return super().train(resume_from_checkpoint, *args, **kwargs)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 

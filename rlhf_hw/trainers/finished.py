@@ -6,11 +6,11 @@ The base trainers look whether they are done after a step only, and so take one 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from transformers.utils import logging as transformers_logging
+from typing import Any
 
 
 def steps_of(checkpoint: str) -> int:
@@ -24,11 +24,17 @@ def nothing_left(checkpoint: str, max_steps: int) -> bool:
 
 
 @contextmanager
-def empty_epoch_is_meant() -> Iterator[None]:
-    """Keep the base trainers from warning that there was no batch to train on."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
+def empty_epoch_is_meant(trainer: Any) -> Iterator[None]:
+    """Keep the classes that `trainer` is made of from warning that there was no batch to train on."""
+    loggers = [logging.getLogger(name) for name in {cls.__module__ for cls in type(trainer).__mro__}]
+    for logger in loggers:
+        logger.addFilter(_is_other_news)
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(before)
+        for logger in loggers:
+            logger.removeFilter(_is_other_news)
+
+
+def _is_other_news(record: logging.LogRecord) -> bool:
+    return "not to be a single sample in your epoch_iterator" not in str(record.msg)

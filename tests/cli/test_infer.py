@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import peft
 import pytest
 import torch
 from run_results import write_rows
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_hw.data.formats.alpaca import PROMPT_WITH_INPUT, PROMPT_WITHOUT_INPUT
@@ -96,7 +98,8 @@ def test_answers_are_the_models_own_and_the_reference_is_kept(
 def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(
     run: Run, text_llama_dir: Path, instructions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sampled = [*flags(text_llama_dir, instructions), "--temperature", 1, "--seed", 3]
+    model = Path(shutil.copytree(text_llama_dir, "model"))
+    sampled = [*flags(model, instructions), "--temperature", 1, "--seed", 3]
     assert run("infer", *sampled, "--output_path", "whole.json").status == 0
     kept, add = [], Journal.add
 
@@ -115,6 +118,14 @@ def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(
     refused = run("infer", *sampled, "--seed", 4)
     assert refused.status == 2
     assert "was begun with seed 3, now it is 4" in refused.err
+    weights = model / "model.safetensors"
+    before = weights.read_bytes()
+    save_file({name: tensor + 1e-3 for name, tensor in load_file(weights).items()}, weights)
+    refused = run("infer", *sampled)  # answers of two models are not mixed
+    assert refused.status == 2
+    assert "was begun with the model's files sha256 " in refused.err
+    assert "give --overwrite" in refused.err
+    weights.write_bytes(before)
     outcome = run("infer", *sampled, "--bsz", 3)
     assert outcome.status == 0, outcome.err
     assert "3 of 5 are answered already" in outcome.out

@@ -14,7 +14,9 @@ def test_resuming_at_the_last_step_trains_no_further(
     """At the end of an epoch (PPO), and within one."""
     flags = [*request.getfixturevalue(f"{stage}_flags"), "--output_dir", "out"]
     if stage == "ppo":
-        Path("scores.py").write_text("def score(prompts, responses, **_):\n    return [*map(len, responses)]\n")
+        Path("scores.py").write_text(
+            "def score(prompts, responses, **_):\n    return [*map(len, responses)]\n"
+        )
         flags += ["--reward_function", "scores:score", "--save_freq", 1]
     else:
         flags += ["--save_strategy", "steps", "--save_steps", 1]
