@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,23 @@ import yaml
 from rlhf_hw.errors import UserError
 
 SUFFIXES = (".yaml", ".yml", ".json")
+#: by these groups the config.yaml is told that a run left in its directory
+_OF_A_RUN = ("model", "data", "stage", "hardware", "training")
 
 
-def read_settings(path: str, takes_mapping: Callable[[str], bool]) -> list[tuple[str, Any]]:
-    """(key, value) of every setting in the file, groups dissolved, in the order of the file.
+@dataclass(frozen=True)
+class FileSettings:
+    """(key, value) of every setting in a file, groups dissolved, in the order of the file.
+
+    `of_a_run`: a run wrote the file: it holds all settings, under our own names, whatever flags the run was given.
+    """
+
+    settings: list[tuple[str, Any]]
+    of_a_run: bool
+
+
+def read_settings(path: str, takes_mapping: Callable[[str], bool]) -> FileSettings:
+    """What the file says.
 
     `takes_mapping` says whether a key is a setting whose value is a mapping; every other mapping is a group,
     whatever its name.
@@ -23,13 +37,14 @@ def read_settings(path: str, takes_mapping: Callable[[str], bool]) -> list[tuple
     Raises:
         UserError: the file cannot be read, is not a mapping, or says one thing twice.
     """
-    settings = list(_flatten(_load(path), takes_mapping, path))
+    content = _load(path)
+    settings = list(_flatten(content, takes_mapping, path))
     seen: dict[str, Any] = {}
     for key, value in settings:
         if key in seen and seen[key] != value:
             raise UserError(f"{path}: {key}: given twice with different values; keep one of them")
         seen[key] = value
-    return settings
+    return FileSettings(settings, all(isinstance(content.get(name), dict) for name in _OF_A_RUN))
 
 
 def words(key: str, value: Any) -> list[str]:

@@ -76,11 +76,13 @@ class StageParser(HfArgumentParser):
         self._spellings: dict[str, tuple[str, Any]] = {}
         self._given: set[str] = set()
         self._lowered: set[str] = set()
+        #: settings in the file that an earlier run left
+        self._of_the_run: frozenset[str] = frozenset()
         #: setting → where it was given last, as what, and its value
         self._said: dict[str, tuple[str, str, Any]] = {}
         #: flag of a dialect → where it was given last
         self._held_at: dict[str, str] = {}
-        self._translation = Translation(command, None, None)
+        self._translation = Translation(command, None)
         super().__init__(
             list(groups),
             prog=f"rlhf-hw {command}",
@@ -150,16 +152,22 @@ class StageParser(HfArgumentParser):
         namespace = argparse.Namespace()
         try:
             path, argv = _take_config(argv)
-            settings = [] if path is None else config_file.read_settings(path, self._takes_mapping)
-            if "--preset" in self._options:
-                self._learn(argv, settings)
-            layers = self._layers(said("preset", argv, settings))
+            file = config_file.FileSettings([], of_a_run=False)
+            if path is not None:
+                file = config_file.read_settings(path, self._takes_mapping)
+            if not file.of_a_run:
+                self._learn(argv, file)
+            layers = self._layers(said("preset", argv, file.settings))
             for layer in layers:
                 self._lower(layer, namespace)
             if path is not None:
-                self._read_file(path, settings, namespace)
+                self._read_file(path, file.settings, namespace)
+            if file.of_a_run:  # its keys are our names, whosever flags stand on the command line
+                self._take_for_a_run(namespace)
+                self._learn(argv, file)
             self._read(argv, namespace, _COMMAND_LINE)
-            opening = [line for layer in layers for line in layer.lines] + self._settle(namespace)
+            lines = [*self._translation.opening(), *(line for layer in layers for line in layer.lines)]
+            opening = lines + self._settle(namespace)
         except UserError as problem:
             self.error(str(problem))
         missing = [action for action in self._required if getattr(namespace, action.dest) is None]
@@ -209,11 +217,14 @@ class StageParser(HfArgumentParser):
 
     # ------------------------------------------------------------------ dialects
 
-    def _learn(self, argv: Sequence[str], settings: Sequence[tuple[str, Any]]) -> None:
+    def _learn(self, argv: Sequence[str], file: config_file.FileSettings) -> None:
         """Find out whose command line this is, and take that system's flags."""
-        words = first_words(argv, settings, {action.dest for action in self._actions})
+        if "--preset" not in self._options:
+            return
+        words = first_words(argv, file.settings, {action.dest for action in self._actions})
         known = [name[2:] for name in (*self._options, *self._elsewhere)]
-        self._translation = Translation.of(self._command, said("dialect", argv, settings), words, known)
+        asked = said("dialect", argv, file.settings)
+        self._translation = Translation.of(self._command, asked, words, known, onto_a_run=file.of_a_run)
         for name, flag in self._translation.flags.items():
             if flag.setting is None:
                 action: argparse.Action = Held(name, flag)
@@ -228,7 +239,9 @@ class StageParser(HfArgumentParser):
         """Let the dialect make settings of the flags that are none; lines on what was read as what."""
         lines: list[str] = []
         given = {dest: value for dest, (_, _, value) in self._said.items()}
-        for settled in self._translation.settle(vars(namespace), frozenset(self._given)):
+        typed = {name for name, (origin, _, _) in self._said.items() if origin == _COMMAND_LINE}
+        said_here = frozenset(self._given - (self._of_the_run - typed))
+        for settled in self._translation.settle(vars(namespace), said_here):
             done = {
                 name: value for name, value in settled.settings.items() if self._takes(settled, name, value)
             }
@@ -260,8 +273,7 @@ class StageParser(HfArgumentParser):
         translation = self._translation
         layers = []
         if translation.dialect is not None:
-            origin = f"dialect {translation.dialect.name}"
-            layers.append(Defaults(origin, translation.defaults, translation.opening()))
+            layers.append(Defaults(f"dialect {translation.dialect.name}", translation.defaults))
         if preset is None:
             return layers
         known = [name for name, commands in PRESETS.items() if self._command in commands]
@@ -312,6 +324,24 @@ class StageParser(HfArgumentParser):
                 )
             setattr(namespace, action.dest, None)
             self._given.add(action.dest)
+
+    def _take_for_a_run(self, namespace: argparse.Namespace) -> None:
+        """What was read so far is the file of a run, which holds every setting: only those that differ from ours were
+        said by someone. (Of training flags it holds what was said; a trainer's own defaults may differ from ours.)
+        """
+        defaults = {
+            action.dest: action.default for action in reversed(self._actions)
+        }  # of --FLAG, not --no_FLAG
+        training = {
+            field.name
+            for group in self.dataclass_types
+            if issubclass(group, TrainingFlags)
+            for field in dataclasses.fields(group)
+        }
+        self._given = {
+            name for name in self._given if name in training or getattr(namespace, name) != defaults[name]
+        }
+        self._of_the_run = frozenset(self._given)
 
     def _takes_mapping(self, key: str) -> bool:
         action = self._options.get(f"--{key.removeprefix('--')}")

@@ -12,13 +12,15 @@ class Said:
     """What was given, once everything is read.
 
     `held`: values of flags that are no setting of ours, by name. `settings`: every setting's value so far. `given`: the
-    settings the user gave, in any spelling. `processes`: of the run, all machines together.
+    settings the user gave, in any spelling. `processes`: of the run, all machines together. `onto_a_run`: `settings` are
+    those of an earlier run where nothing else was given, and not the dialect's defaults.
     """
 
     held: Mapping[str, Any]
     settings: Mapping[str, Any]
     given: frozenset[str]
     processes: int
+    onto_a_run: bool = False
 
 
 @dataclass(frozen=True)

@@ -46,46 +46,93 @@ class Held(argparse.Action):
 
 
 class Translation:
-    """The dialect of one command line, and the words that are its own. Without a dialect every flag is one of ours."""
+    """The dialect of one command line, and the words that are its own. Without a dialect every flag is one of ours.
 
-    def __init__(self, command: str, dialect: Dialect | None, told_by: str | None) -> None:
+    `lone`: the one flag of the dialect that stands among ours; then it is read so, and nothing else is.
+    `onto_a_run`: the flags change the settings of a run whose file was given, and the dialect's defaults stay out.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        dialect: Dialect | None,
+        told_by: str | None = None,
+        *,
+        lone: str | None = None,
+        onto_a_run: bool = False,
+    ) -> None:
         self.dialect = dialect
         self.flags: Mapping[str, Flag] = dialect.flags[command] if dialect is not None else {}
+        if lone is not None:
+            self.flags = {lone: self.flags[lone]}
         self.held: dict[str, Any] = {}
         self._command = command
         self._told_by = told_by
+        self._lone = lone
+        self._onto_a_run = onto_a_run
 
     @classmethod
     def of(
-        cls, command: str, asked: str | None, spelled: Mapping[str, str], known: Iterable[str]
+        cls,
+        command: str,
+        asked: str | None,
+        spelled: Mapping[str, str],
+        known: Iterable[str],
+        *,
+        onto_a_run: bool = False,
     ) -> Translation:
         """The one that was asked for, else the one that the flags tell.
 
         Raises:
-            UserError: there is no such dialect, or the flags are of two.
+            UserError: there is no such dialect, or the flags are of two, or one alone is no name of a setting of ours.
         """
         if asked is not None:
-            return cls(command, named(asked, command), None)
+            return cls(command, named(asked, command), onto_a_run=onto_a_run)
         found = recognised(command, spelled, set(known))
-        return cls(command, None, None) if found is None else cls(command, *found)
+        if found is None:
+            return cls(command, None)
+        if found.whole or onto_a_run:
+            return cls(command, found.dialect, found.flag, onto_a_run=onto_a_run)
+        flag, name = found.dialect.flags[command][found.flag], found.dialect.name
+        if flag.setting is None and not flag.idle:
+            raise UserError(
+                f"--{found.flag}: a flag of {name}, and the only one here; say --dialect {name} to take its defaults too, or "
+                f"what the flag becomes: {flag.note}"
+            )
+        return cls(command, found.dialect, lone=found.flag)
 
     @property
     def defaults(self) -> Mapping[str, Any]:
         """Setting → value, below file and command line."""
-        return {} if self.dialect is None else self.dialect.defaults[self._command]
+        if self.dialect is None or self._lone is not None or self._onto_a_run:
+            return {}
+        return self.dialect.defaults[self._command]
 
     def opening(self) -> tuple[str, ...]:
         """Which dialect is read, and why."""
         if self.dialect is None:
             return ()
+        if self._lone is not None:
+            setting = self.flags[self._lone].setting
+            read = f", read as --{setting}" if setting else ""
+            return (
+                f"--{self._lone}: the only flag of {self.dialect.name} here{read}; other flags and all defaults are ours "
+                f"(--dialect {self.dialect.name} takes that system's)",
+            )
         told = "as asked" if self._told_by is None else f"told by --{self._told_by}; --dialect names another"
+        if self._onto_a_run:
+            return (
+                f"dialect: {self.dialect.name}, the flags of {self.dialect.system} ({told}); settings that are not given are "
+                "those of the run in the file",
+            )
         return (f"dialect: {self.dialect.name}, the flags and defaults of {self.dialect.system} ({told})",)
 
     def settle(self, settings: Mapping[str, Any], given: frozenset[str]) -> Iterable[Settled]:
-        """What the held flags become."""
-        if self.dialect is None:
+        """What the held flags become. `given`: settings the user gave, leaving out those of a run's own file."""
+        if self.dialect is None or self._lone is not None:
             return ()
-        return self.dialect.settle(self._command, Said(self.held, settings, given, processes()))
+        said = Said(self.held, settings, given, processes(), onto_a_run=self._onto_a_run)
+        return self.dialect.settle(self._command, said)
 
     def lines(self, values: Mapping[str, tuple[str, Any]]) -> list[str]:
         """A line for each flag that does nothing here, and for each that is one of ours with another meaning.
@@ -115,7 +162,7 @@ class Translation:
     def hint(self, flag: str) -> str | None:
         """Whose flag it is, where it is none of this command line's dialect."""
         name = flag[2:].replace("-", "_")
-        ours = "intel" if self.dialect is None else self.dialect.name
+        ours = "intel" if self.dialect is None or self._lone is not None else self.dialect.name
         other = of_another(self._command, name, [ours])
         return None if other is None else f"a flag of {other}, and this is read as {ours}; see --dialect"
 

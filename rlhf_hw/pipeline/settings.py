@@ -150,7 +150,7 @@ def _split_config(argv: list[str]) -> tuple[list[str], list[str]]:
     if found.config is None:
         return [], rest
     meant: list[str] = []
-    for key, value in read_settings(found.config, lambda key: key in PREFIXES):
+    for key, value in read_settings(found.config, lambda key: key in PREFIXES).settings:
         if isinstance(value, dict):
             for name, one in value.items():
                 meant += _words(found.config, f"{key}.{name}", one)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rlhf_hw.arguments.dialects.dialect import Dialect
 from rlhf_hw.arguments.dialects.recognise import DIALECTS
@@ -15,7 +16,8 @@ from rlhf_hw.arguments.sft import parse_sft, sft_parser
 from rlhf_hw.arguments.translation import Held
 
 PARSERS = {"sft": sft_parser, "reward": reward_parser, "ppo": ppo_parser}
-SFT = ["--model_name_or_path", "m", "--data_path", "d", "--output_dir", "o"]
+SFT = ["--model_name_or_path", "m", "--data_path", "d", "--output_dir", "o", "--num_warmup_steps", "0"]
+OURS = ["--model_name", "m", "--reward_model_name", "r", "--dataset_name", "d"]
 PPO = ["--actor_model_name_or_path", "m", "--critic_model_name_or_path", "r", "--data_path", "d"]
 FARM = ["--policy_model_name_or_path", "m", "--reward_model_name_or_path", "r", "--dataset_path", "d"]
 
@@ -72,6 +74,96 @@ def test_defaults_are_those_of_the_system_and_no_system_is_read_into_our_own_nam
     assert (asked.opening[0].endswith("(as asked)"), asked.data.train_on_inputs) == (True, False)
 
 
+@pytest.mark.parametrize(
+    ("flags", "setting", "line"),
+    [
+        (
+            ["--kl_coef", "0.3"],
+            ("stage", "init_kl_coef", 0.3),
+            "--kl_coef: the only flag of alpaca-farm here, read as",
+        ),
+        (["--query_len", "99"], ("data", "max_prompt_length", 99), "read as --max_prompt_length"),
+        (
+            ["--max_prompt_seq_len=99"],
+            ("data", "max_prompt_length", 99),
+            "the only flag of deepspeed-chat here",
+        ),
+        (
+            ["--target_kl", "3"],
+            ("stage", "target_kl", 3),
+            None,
+        ),  # ours too, and so it means what it means here
+        (["--data_path", "d"], ("data", "dataset_name", ["d"]), None),
+        (["--enable_hybrid_engine"], ("stage", "ppo_epochs", 4), "--enable_hybrid_engine: a rollout uses"),
+    ],
+)
+def test_one_flag_of_another_system_changes_no_default(
+    flags: list[str], setting: tuple[str, str, object], line: str | None
+) -> None:
+    group, name, value = setting
+    ours, run = parse_ppo(OURS), parse_ppo([*OURS, *flags])
+    assert getattr(getattr(run, group), name) == value
+    setattr(getattr(run, group), name, getattr(getattr(ours, group), name))
+    assert run.config_dict() == ours.config_dict()
+    if line is None:
+        assert run.opening == ()
+    else:
+        assert any(line in said for said in run.opening)
+        assert "all defaults are ours" in run.opening[0]
+
+
+def test_two_flags_of_a_system_or_the_one_for_its_model_are_a_command_line_of_it() -> None:
+    assert parse_ppo([*OURS, "--kl_coef", "0.3", "--query_len", "99"]).stage.whiten_rewards is True
+    assert parse_ppo(["--policy_model_name_or_path", "m", *OURS[2:4]]).stage.whiten_rewards is True
+
+
+@pytest.mark.parametrize(
+    ("flags", "changed"),
+    [
+        (["--kl_coef", "0.3"], {"init_kl_coef": 0.3}),
+        # an update of 2 epochs has 2 x 64 / 32 steps, as the run had
+        (["--warmup_steps", "3", "--dialect", "alpaca-farm"], {"warmup_steps": 12}),
+        (["--rollout_batch_size", "128", "--adaptive_kl"], {"generation_batches": 16, "adap_kl_ctrl": True}),
+        (["--dialect", "alpaca-farm"], {}),
+        (["--actor_learning_rate", "1e-6"], {"learning_rate": 1e-6}),
+        (["--dataset_path", "e"], {"dataset_name": ["e"]}),
+    ],
+)
+def test_flags_of_a_system_beside_a_runs_own_file_change_what_they_name_alone(
+    tmp_path: Path, flags: list[str], changed: dict[str, object]
+) -> None:
+    batches = [
+        "--rollout_batch_size",
+        "64",
+        "--rollout_per_device_batch_size",
+        "8",
+        "--step_batch_size",
+        "32",
+    ]
+    first = parse_ppo([*FARM, *batches, "--warmup_steps", "5", "--eval_steps", "7"])
+    assert first.training.warmup_steps == 20
+    held = first.config_dict()
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(held))
+    again = parse_ppo(["--config", str(file), *flags])
+    for group in held.values():
+        group.update({name: value for name, value in changed.items() if name in group})
+    assert again.config_dict() == held
+    assert "those of the run in the file" in again.opening[0]
+
+
+def test_flags_of_a_system_bring_no_defaults_to_the_file_of_a_run_in_our_own_names(tmp_path: Path) -> None:
+    held = parse_ppo(OURS).config_dict()
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(held))
+    again = parse_ppo([str(file), "--kl_coef", "0.3", "--rollout_batch_size", "256"])
+    assert again.stage.generation_batches == 256 // held["stage"]["batch_size"]
+    again.stage.init_kl_coef, again.stage.generation_batches = (
+        held["stage"][name] for name in ("init_kl_coef", "generation_batches")
+    )
+    assert again.config_dict() == held
+
+
 def test_a_preset_stands_above_the_dialect_and_both_below_what_is_given() -> None:
     run = parse_ppo([*PPO, "--preset", "alpaca-rlhf"])
     assert run.stage.init_kl_coef == 0.02
@@ -87,6 +179,15 @@ def test_a_preset_stands_above_the_dialect_and_both_below_what_is_given() -> Non
             parse_ppo,
             [*PPO, "--tokenizer_name_or_path", "t", "--print_answers"],
             ["--tokenizer_name_or_path is a flag of alpaca-rlhf", "--print_answers one of deepspeed-chat"],
+        ),
+        (
+            parse_ppo,
+            [*OURS, "--rollout_batch_size", "64"],
+            [
+                "--rollout_batch_size: a flag of alpaca-farm, and the only one",
+                "--dialect",
+                "--generation_batches",
+            ],
         ),
         (
             parse_sft,

@@ -53,11 +53,13 @@ def test_the_launchers_rank_in_front_changes_nothing(command: SeedCommand) -> No
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_the_configuration_that_a_run_leaves_gives_the_run_again_without_its_dialect(
+def test_the_configuration_that_a_run_leaves_gives_the_run_again_in_its_dialect_and_without(
     command: SeedCommand,
 ) -> None:
     held = read(command).config_dict()
     Path("run.yaml").write_text(yaml.safe_dump(held))
     again = PARSE[command.stage](["run.yaml"])
     assert again.opening == ()
+    assert again.config_dict() == held
+    again = PARSE[command.stage](["run.yaml", "--dialect", str(command.dialect)])
     assert again.config_dict() == held

@@ -132,9 +132,23 @@ def _updates(text: str) -> list[int]:
     return [int(part) for part in text.split("__")]
 
 
+def _run_batches(said: Said) -> dict[str, int]:
+    """The batches of the run whose settings are changed, in this system's terms; none without such a run."""
+    if not said.onto_a_run:
+        return {}
+    settings, parts = said.settings, ("batch_size", "mini_batch_size")
+    rollout, step = (settings[name] * said.processes for name in parts)
+    return {
+        "rollout_batch_size": rollout * settings["generation_batches"],
+        "step_batch_size": step * settings["gradient_accumulation_steps"],
+        "rollout_per_device_batch_size": settings["batch_size"],
+        "step_per_device_batch_size": settings["mini_batch_size"],
+    }
+
+
 def _batches(said: Said) -> Iterator[Settled]:
     """Batches over all processes as batches of each; the learning rate's warm-up in optimizer steps."""
-    sizes = {name: said.held.get(name, size) for name, size in _BATCHES.items()}
+    sizes = {name: said.held.get(name, size) for name, size in (_run_batches(said) or _BATCHES).items()}
     for whole, part, parts_are, part_is in (
         ("rollout_batch_size", "rollout_per_device_batch_size", "generation_batches", "batch_size"),
         ("step_batch_size", "step_per_device_batch_size", "gradient_accumulation_steps", "mini_batch_size"),
@@ -158,4 +172,6 @@ def _batches(said: Said) -> Iterator[Settled]:
         )
 
 
-DIALECT = Dialect("alpaca-farm", "AlpacaFarm's rlhf_ppo.py", FLAGS, DEFAULTS, settle)
+DECISIVE = frozenset({"policy_model_name_or_path"})
+
+DIALECT = Dialect("alpaca-farm", "AlpacaFarm's rlhf_ppo.py", FLAGS, DEFAULTS, settle, decisive=DECISIVE)

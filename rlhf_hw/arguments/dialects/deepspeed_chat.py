@@ -232,7 +232,8 @@ def _adapter(said: Said, theirs: str, ours: str) -> Iterator[Settled]:
     """LoRA of one model: its size, layers and learning rate."""
     held = said.held
     size, names, rate = f"{theirs}lora_dim", f"{theirs}lora_module_name", f"{theirs}lora_learning_rate"
-    rank = said.settings["critic_lora_rank"] if ours else held.get(size, 0)
+    before = said.settings["lora_rank"] if said.settings["peft"] == "lora" else 0
+    rank = said.settings["critic_lora_rank"] if ours else held.get(size, before)
     if not ours and size in held:
         yield Settled((size,), {"peft": "lora", "lora_rank": rank} if rank > 0 else {"peft": "none"})
         if rank > 0 and not held.get("only_optimize_lora"):
@@ -325,4 +326,6 @@ def _evaluation(said: Said) -> Iterator[Settled]:
 
 TELLS = frozenset({"data_path", "num_padding_at_beginning"})
 
-DIALECT = Dialect("deepspeed-chat", "DeepSpeed-Chat", FLAGS, DEFAULTS, settle, TELLS)
+DECISIVE = frozenset({"actor_model_name_or_path"})
+
+DIALECT = Dialect("deepspeed-chat", "DeepSpeed-Chat", FLAGS, DEFAULTS, settle, TELLS, DECISIVE)

@@ -60,6 +60,7 @@ class Dialect:
     `defaults`: command → setting → value, below configuration file and command line.
     `settle`: turns the values of flags that are no one setting into settings.
     `tells`: flags that we have too, but that are typed by those alone who come from this system.
+    `decisive`: flags that no command line of this system is without, and none of ours has: one of them says whose it is.
     `base`: the dialect it is a variant of, from which `marks` tell it: command → flag → text that its value holds.
     """
 
@@ -69,5 +70,6 @@ class Dialect:
     defaults: Mapping[str, Mapping[str, Any]]
     settle: Callable[[str, Said], Iterable[Settled]] = nothing_to_settle
     tells: frozenset[str] = frozenset()
+    decisive: frozenset[str] = frozenset()
     base: str | None = None
     marks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

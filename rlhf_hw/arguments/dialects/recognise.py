@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 
 from rlhf_hw.arguments.dialects import alpaca_farm, alpaca_rlhf, deepspeed_chat, intel
 from rlhf_hw.arguments.dialects.dialect import Dialect
@@ -27,8 +28,21 @@ def named(name: str, command: str) -> Dialect:
     return DIALECTS[name]
 
 
-def recognised(command: str, spelled: Mapping[str, str], known: Container[str]) -> tuple[Dialect, str] | None:
-    """(the dialect, the flag that told); None where every flag is one of ours.
+@dataclass(frozen=True)
+class Recognised:
+    """A dialect, and the `flag` that told it. `whole`: the command line is that system's; else that one flag alone is.
+
+    One flag may be a habit of someone who writes our command lines, and must not change every default: the system is
+    taken to be another's by two of its flags, or by one that all its command lines have.
+    """
+
+    dialect: Dialect
+    flag: str
+    whole: bool
+
+
+def recognised(command: str, spelled: Mapping[str, str], known: Container[str]) -> Recognised | None:
+    """Whose command line it is; None where every flag is one of ours.
 
     `spelled`: flag without dashes → its first word. `known`: names that flags of ours have, or that mean too many things
     to tell anything.
@@ -58,8 +72,11 @@ def recognised(command: str, spelled: Mapping[str, str], known: Container[str]) 
             foreign = [flag for flag in flags if flag not in variant.flags[command]]
             if foreign:
                 raise _mixed(mark, variant.name, foreign[0], name)
-            return variant, mark
-    return DIALECTS[name], flags[0]
+            return Recognised(variant, mark, whole=True)
+    dialect = DIALECTS[name]
+    if len(flags) > 1 or dialect.decisive.intersection(flags):
+        return Recognised(dialect, flags[0], whole=True)
+    return None if flags[0] in known else Recognised(dialect, flags[0], whole=False)
 
 
 def of_another(command: str, name: str, but: Sequence[str]) -> str | None:
