@@ -10,7 +10,7 @@ EMULATOR := hpu_emulator/setup.py hpu_emulator/pyproject.toml $(shell find hpu_e
 TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HPU_EMULATOR_QUIET=1
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
-.PHONY: help system demo test test-cuda test-hpu test-emulator acceptance lint format env clean
+.PHONY: help system demo bench test test-cuda test-hpu test-emulator acceptance lint format env clean
 help:
 	@echo "make demo      base model to aligned model on the embedded example (about 5 minutes on two CPU cores)"
 	@echo "make test      the whole test-suite, on both stacks"
@@ -19,6 +19,7 @@ help:
 	@echo "make acceptance  the demo, held to its promises (minutes)"
 	@echo "make lint      formatting, lint and types"
 	@echo "make system    programs of the system that the tests start: mpirun, ip, pdsh (Debian and Ubuntu, as root)"
+	@echo "make bench     speed against TRL, both sides run here (about 15 minutes; results in benchmarks/results)"
 	@echo "make env       the environment of the CUDA/CPU stack alone: $(CUDA)"
 
 # Only what is missing is installed, and only by root; others are told what to ask for.
@@ -33,6 +34,22 @@ system:
 env: $(CUDA)/.ready
 demo: $(CUDA)/.ready
 	$(CUDA)/bin/rlhf-hw demo
+
+# Speed against TRL. The peers go into places of their own: TRL 1.12 beside the environment's other packages, TRL 0.11.4
+# with the packages of its time.
+bench: $(CUDA)/.ready build/peers/trl-1.12/.ready build/peers/classic/.ready
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CUDA)/bin/python benchmarks/speed $(BENCH_FLAGS)
+build/peers/trl-1.12/.ready: $(CUDA)/.ready
+	rm -rf $(@D)
+	$(CUDA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) trl==1.12.0
+	touch $@
+build/peers/classic/.ready:
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" trl==0.11.4 transformers==4.45.2 \
+		peft==0.13.2 accelerate==1.0.1 datasets==3.0.2 rich
+	touch $@
 
 test: lint test-cuda test-hpu test-emulator
 test-cuda: $(CUDA)/.ready-emulator
