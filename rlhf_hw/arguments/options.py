@@ -104,7 +104,10 @@ def refine(action: argparse.Action, hint: Any) -> None:
         action.metavar = "JSON|FILE"
     elif choices is not None:
         convert = action.type if callable(action.type) else str
-        action.type = checked(convert, "one of the choices", choices)
+        if {"true", "false"} <= set(choices):  # a switch with a third position takes True, as switches do
+            action.type = checked(lambda text: text.strip().lower(), "one of the choices", choices)
+        else:
+            action.type = checked(convert, "one of the choices", choices)
         names = [str(choice) for choice in choices]
         if len(names) <= 6:
             action.metavar = "{" + ",".join(names) + "}"

@@ -81,6 +81,12 @@ class PPOArguments:
         help="The value model starts as a copy of the reward model; it is then a model of its own (--value_model "
         "separate).",
     )
+    share_backbone: Literal["auto", "true", "false"] = HfArg(
+        default="auto",
+        help="With LoRA: hold one copy of the base's weights for policy, reference, reward and value model, each an "
+        "adapter on it. auto: wherever they provably have the same base, adapters of plain LoRA and one tokenizer; the "
+        "run says which do. true: refuse to run where one cannot. false: a copy each.",
+    )
     critic_lora_rank: int | None = HfArg(
         default=None,
         help="LoRA rank of a separate value model; 0 trains it whole. Not said: adapted as the policy is (--peft).",

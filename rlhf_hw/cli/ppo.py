@@ -11,8 +11,14 @@ from typing import Any
 from rlhf_hw.algorithms.kl import AdaptiveKLController
 from rlhf_hw.arguments.ppo import PPORun, parse_ppo
 from rlhf_hw.cli.entry import command
-from rlhf_hw.cli.ppo_models import actor_critic, reward_scorer, reward_statistics
+from rlhf_hw.cli.ppo_models import (
+    actor_critic,
+    check_critic_tokenizer,
+    reward_scorer,
+    reward_statistics,
+)
 from rlhf_hw.cli.session import Session
+from rlhf_hw.cli.sharing import Sharing, decide_sharing, take_over_adapter
 from rlhf_hw.data.lengths import row_lengths
 from rlhf_hw.data.sources import DataSource
 from rlhf_hw.data.tokenize import for_prompts
@@ -41,6 +47,7 @@ class Preparation:
     function: Callable[..., Any] | None
     statistics: RewardStatistics | None
     per_update: int  #: optimizer steps in an update
+    sharing: Sharing
 
     @classmethod
     def of(cls, run: PPORun, argv: Sequence[str] | None) -> Preparation:
@@ -61,7 +68,12 @@ class Preparation:
         tokenizer = session.tokenizer(
             run.model.tokenizer_name or run.model.model_name_or_path, "--tokenizer_name"
         )
-        return cls(run, session, tokenizer, function, statistics, per_update)
+        check_critic_tokenizer(session, run, tokenizer)
+        sharing = decide_sharing(session, run, tokenizer)
+        take_over_adapter(run, sharing)
+        for line in sharing.lines():
+            session.say(line)
+        return cls(run, session, tokenizer, function, statistics, per_update, sharing)
 
     def count_updates(self) -> int:
         """Updates until `--steps` samples were answered; the trainer will run for their optimizer steps."""
@@ -112,12 +124,12 @@ def make_trainer(ready: Preparation, *, lengths: Sequence[int], **options: Any) 
     """The trainer with its models loaded. `lengths`: of the prompts, in tokens. `options`: `PPOMixin`'s."""
     run, session, tokenizer = ready.run, ready.session, ready.tokenizer
     shapes = session.backend.rollout_shapes(lengths, run.stage.output_max_length)
+    roles = actor_critic(session, run, tokenizer, ready.sharing)
     scorer = (
         FunctionScorer(ready.function, tokenizer, run.stage.reward_function or "")
         if ready.function is not None
-        else reward_scorer(session, run, tokenizer, shapes)
+        else reward_scorer(session, run, tokenizer, shapes, ready.sharing, roles)
     )
-    roles = actor_critic(session, run, tokenizer)
     generation = session.backend.generation_options(without_adapters(roles.policy))
     return trainer_for(PPOMixin, session.backend)(
         model=roles,

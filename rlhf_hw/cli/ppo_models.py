@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,64 +14,180 @@ from backends.shapes import RolloutShapes
 from rlhf_hw.arguments.peft import PeftArguments
 from rlhf_hw.arguments.ppo import PPORun
 from rlhf_hw.cli.session import Session
+from rlhf_hw.cli.sharing import Sharing, has_tokenizer
 from rlhf_hw.errors import UserError
-from rlhf_hw.models.load import check_reward_model, load_policy, load_reward_model, load_sequence_classifier
+from rlhf_hw.models.adapter_files import AdapterFiles
+from rlhf_hw.models.adapters import for_layers_of
+from rlhf_hw.models.load import (
+    adapter_base,
+    check_reward_model,
+    fresh_score,
+    load_policy,
+    load_reward_model,
+    load_sequence_classifier,
+)
 from rlhf_hw.models.reward_model import RewardModel, RewardStatistics
 from rlhf_hw.models.roles import ActorCritic
+from rlhf_hw.models.shared_base import POLICY, VALUE, AdapterRole, SharedBase, on_layers
+from rlhf_hw.models.weights import load_weights_into
 from rlhf_hw.models.wrapping import remove_dropout
+from rlhf_hw.rollout.sampling import mix_seed
 from rlhf_hw.trainers.base import replay_passes
 from rlhf_hw.trainers.scoring import RewardModelScorer, Scorer, same_tokenizer
 
 
-def actor_critic(session: Session, run: PPORun, tokenizer: Any) -> ActorCritic:
-    """Policy, value function and reference, as separate or as shared as the flags say."""
+def actor_critic(session: Session, run: PPORun, tokenizer: Any, sharing: Sharing) -> ActorCritic:
+    """Policy, value function and reference, as separate or as shared as `sharing` says."""
     name = run.model.model_name_or_path
     options = session.load_options("--model_name", trained=True)
-    policy = load_policy(name, session.quantized(options))
-    policy.config.pad_token_id = tokenizer.pad_token_id
-    policy = session.with_adapter(policy, "CAUSAL_LM")
-    critic = None
-    if run.stage.separate_critic:
-        critic = separate_critic(session, run, tokenizer)
+    policy, base = load_trained_policy(session, run, tokenizer, sharing)
+    critic: RewardModel | None = None
+    if "value" in sharing.shared:
+        critic = value_on_base(session, run, sharing, of(base))
+    elif run.stage.separate_critic:
+        critic = separate_critic(session, run, tokenizer, sharing)
     reference, offloaded = None, run.sharding.offload_reference_model
-    if run.stage.reference_model_name is not None or run.peft.peft is None:
+    reference_adapters: list[str] = []
+    if "reference" in sharing.apart:
         other = run.stage.reference_model_name
         flag = "--model_name" if other is None else "--reference_model_name"
         # a copy of a policy that trains whole is held as the policy is, or the first KL would not be zero
         frozen = options if other is None else session.load_options(flag, trained=False)
         reference = frozen_on_device(session, load_policy(other or name, frozen), offloaded=offloaded)
-    roles = ActorCritic(policy, critic, reference, run.stage.temperature, offloaded)
+    elif base is not None:
+        reference_adapters = [base.add_frozen(folder) for folder in sharing.shared["reference"].adapters]
+    roles = ActorCritic(policy, critic, reference, run.stage.temperature, offloaded, base, reference_adapters)
     for model in (roles, reference):
         if model is not None:
             remove_dropout(model)
-    shared = [
-        "reference: the policy without its adapter" if reference is None else "reference: a model of its own",
-        "value: a head on the policy's trunk" if critic is None else "value: a model of its own",
-    ]
-    session.say("; ".join(shared))
+    session.say("; ".join([reference_line(sharing), value_line(run, sharing)]))
     return roles
 
 
-def separate_critic(session: Session, run: PPORun, tokenizer: Any) -> RewardModel:
-    """A value model of its own: the reward model, `--critic_model_name`, or the policy with a head that starts at zero."""
-    ppo, model_name = run.stage, run.model.model_name_or_path
-    flag, name = "--critic_model_name", ppo.critic_model_name
-    if ppo.init_value_with_reward:
-        flag, name = "--reward_model_name", ppo.reward_model_name
-    if name is None:
-        flag = "--model_name"
+def load_trained_policy(
+    session: Session, run: PPORun, tokenizer: Any, sharing: Sharing
+) -> tuple[Any, SharedBase | None]:
+    """The policy with what of it trains, and the base that other roles may stand on too.
+
+    Where a role shares the base, adapters below the policy's stay adapters; else they become part of the weights.
+    """
+    chain = sharing.policy
+    below = chain.adapters[:-1] if sharing.continues else chain.adapters
+    stays = run.peft.peft == "lora" and bool(sharing.shared)
+    start = chain.root if stays or not below else below[-1]
+    options = session.load_options("--model_name", trained=True)
+    policy = load_policy(start, session.quantized(options))
+    policy.config.pad_token_id = tokenizer.pad_token_id
+    files = AdapterFiles.read(chain.adapters[-1]) if sharing.continues else None
+    policy = session.with_adapter(policy, "CAUSAL_LM", config=None if files is None else continued(files))
+    base = SharedBase(policy) if run.peft.peft == "lora" else None
+    if files is not None:
+        of(base).load(POLICY, files.tensors)
+        session.say(f"policy: goes on from the adapter {chain.adapters[-1]}")
+    if stays and below:
+        of(base).policy_is([*map(of(base).add_frozen, below), POLICY])
+        policy.peft_config[POLICY].base_model_name_or_path = below[-1]
+    return policy, base
+
+
+def of(base: SharedBase | None) -> SharedBase:
+    """A base that is there: `decide_sharing` lets roles share LoRA's only."""
+    assert base is not None
+    return base
+
+
+def continued(files: AdapterFiles, task_type: str = "CAUSAL_LM") -> Any:
+    """The configuration of an adapter that is trained further."""
+    config = copy.deepcopy(files.config)
+    config.inference_mode, config.task_type = False, task_type
+    if task_type == "CAUSAL_LM":
+        config.modules_to_save = None
+    return config
+
+
+def value_on_base(session: Session, run: PPORun, sharing: Sharing, base: SharedBase) -> AdapterRole:
+    """The value function as an adapter of the policy's base, under a head of its own."""
+    chain = sharing.shared["value"]
+    last = AdapterFiles.read(chain.adapters[-1]) if chain.adapters else None
+    below = chain.adapters[:-1] if sharing.value_continues else chain.adapters
+    names = [base.add_frozen(folder) for folder in below]
+    if sharing.value_continues:
+        assert last is not None
+        base.add(VALUE, on_layers(last), last.tensors, trained=True)
+        exported = continued(last, "SEQ_CLS")
     else:
-        check_tokenizer(session, name, flag, tokenizer)
+        config = session.adapter_config("CAUSAL_LM", critic_adapter(run))
+        with fresh_value(session):
+            base.add(VALUE, for_layers_of(base.model, config), trained=True)
+        config.target_modules = base.model.peft_config[VALUE].target_modules  # as PEFT has settled them
+        exported = continued(AdapterFiles(config, {}, None), "SEQ_CLS")
+        exported.modules_to_save = ["classifier", "score"]  # as PEFT has it for classifiers
+        exported.base_model_name_or_path = below[-1] if below else chain.root
+    width = base.model.get_output_embeddings().weight.shape[1]
+    if last is not None and last.score is not None:
+        score = last.score
+    elif run.stage.critic_model_name is None:
+        score = torch.zeros(1, width)
+    else:
+        with fresh_value(session):
+            score = fresh_score(1, width)
+    return AdapterRole(base, [*names, VALUE], score, exported)
+
+
+@contextmanager
+def fresh_value(session: Session) -> Iterator[None]:
+    """Random numbers that are the same whether the value function shares its base or not."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix_seed(session.args.seed, 5))
+        yield
+
+
+def reference_line(sharing: Sharing) -> str:
+    """Where the reference is."""
+    if "reference" in sharing.apart:
+        return "reference: a model of its own"
+    if sharing.continues:
+        return "reference: the policy's base with the adapter it began from"
+    return "reference: the policy without its adapter"
+
+
+def value_line(run: PPORun, sharing: Sharing) -> str:
+    """Where the value function is."""
+    if "value" in sharing.shared:
+        return "value: an adapter of its own on the policy's base"
+    return "value: a model of its own" if run.stage.separate_critic else "value: a head on the policy's trunk"
+
+
+def separate_critic(session: Session, run: PPORun, tokenizer: Any, sharing: Sharing) -> RewardModel:
+    """A value model of its own: the reward model, `--critic_model_name`, or the policy with a head that starts at zero."""
+    flag, name = value_source(run)
     peft = critic_adapter(run)
     options = session.load_options(flag, trained=True)
     if peft.peft is None:
         options = replace(options, dtype=torch.float32)
     elif run.model.quantization_bits() is not None:
         options = session.quantized(options)
-    classifier = load_sequence_classifier(name or model_name, options, tokenizer.pad_token_id)
-    if name is None:
+    name = name or run.model.model_name_or_path
+    config, start = None, name
+    if sharing.value_continues:
+        config, start = continued(AdapterFiles.read(name), "SEQ_CLS"), adapter_base(name)
+    classifier = load_sequence_classifier(start, options, tokenizer.pad_token_id)
+    if flag == "--model_name":
         torch.nn.init.zeros_(classifier.score.weight)
-    return RewardModel(session.with_adapter(classifier, "SEQ_CLS", peft))
+    with fresh_value(session):
+        model = session.with_adapter(classifier, "SEQ_CLS", peft, config)
+    if config is not None:
+        load_weights_into(model, name)
+    return RewardModel(model)
+
+
+def value_source(run: PPORun) -> tuple[str, str | None]:
+    """(flag, name) of what a value function that is more than a head starts from; no name: from the policy."""
+    if run.stage.init_value_with_reward:
+        return "--reward_model_name", run.stage.reward_model_name
+    if run.stage.critic_model_name is not None:
+        return "--critic_model_name", run.stage.critic_model_name
+    return "--model_name", None
 
 
 def critic_adapter(run: PPORun) -> PeftArguments:
@@ -84,9 +202,12 @@ def critic_adapter(run: PPORun) -> PeftArguments:
     return peft
 
 
-def check_tokenizer(session: Session, name: str, flag: str, tokenizer: Any) -> None:
+def check_critic_tokenizer(session: Session, run: PPORun, tokenizer: Any) -> None:
     """A value model reads the policy's tokens: they must mean the same to it."""
-    if has_tokenizer(name) and not same_tokenizer(tokenizer, session.tokenizer(name, flag)):
+    flag, name = value_source(run)
+    if not run.stage.separate_critic or name is None or not has_tokenizer(name):
+        return
+    if not same_tokenizer(tokenizer, session.tokenizer(name, flag)):
         raise UserError(
             f"{flag}: {name} has another tokenizer than the policy, whose tokens a value model reads; leave "
             "--init_value_with_reward or --critic_model_name out"
@@ -113,30 +234,45 @@ def reward_statistics(run: PPORun) -> RewardStatistics | None:
     return statistics
 
 
-def reward_scorer(session: Session, run: PPORun, tokenizer: Any, shapes: RolloutShapes) -> Scorer:
+def reward_scorer(
+    session: Session, run: PPORun, tokenizer: Any, shapes: RolloutShapes, sharing: Sharing, roles: ActorCritic
+) -> Scorer:
     """The reward model with its tokenizer."""
     name = run.stage.reward_model_name
     assert name is not None
-    options = session.load_options("--reward_model_name", trained=False)
     own = session.tokenizer(name, "--reward_model_name") if has_tokenizer(name) else tokenizer
-    shared = same_tokenizer(tokenizer, own)
-    model = load_reward_model(name, replace(options, quantization=None), own.pad_token_id)
+    same, together = same_tokenizer(tokenizer, own), "reward" in sharing.shared
+    offloaded = run.sharding.offload_reward_model and not together
+    if together:
+        model = reward_on_base(session, sharing, of(roles.base))
+    else:
+        options = session.load_options("--reward_model_name", trained=False)
+        loaded = load_reward_model(name, replace(options, quantization=None), own.pad_token_id)
+        model = frozen_on_device(session, loaded, offloaded=offloaded)
     scorer = RewardModelScorer(
-        frozen_on_device(session, model, offloaded=run.sharding.offload_reward_model),
+        model,
         tokenizer,
-        None if shared else own,
+        None if same else own,
         batch_size=4 * run.stage.mini_batch_size,
         pad_length=shapes.sequences.pad_length,
-        offloaded=run.sharding.offload_reward_model,
+        offloaded=offloaded,
     )
-    session.say(f"reward: {name}" + ("" if shared else ", with a tokenizer of its own"))
+    how = ", an adapter on the policy's base" if together else ""
+    session.say(f"reward: {name}{how}" + ("" if same else ", with a tokenizer of its own"))
+    if together and run.sharding.offload_reward_model:
+        session.say("--offload_reward_model: no effect here, the reward model has no weights of its own")
     return scorer
 
 
-def has_tokenizer(name: str) -> bool:
-    """Whether a model directory brings a tokenizer; hub models are taken to."""
-    directory = Path(name)
-    return not directory.is_dir() or (directory / "tokenizer_config.json").is_file()
+def reward_on_base(session: Session, sharing: Sharing, base: SharedBase) -> AdapterRole:
+    """The reward model as adapters of the policy's base, under its own head."""
+    files = [AdapterFiles.read(folder) for folder in sharing.shared["reward"].adapters]
+    pairs = zip(sharing.shared["reward"].adapters, files, strict=True)
+    names = [base.add_frozen(folder, held) for folder, held in pairs]
+    score = files[-1].score
+    assert score is not None  # told by `check_reward_model`
+    role = AdapterRole(base, names, score).eval().requires_grad_(False)
+    return role.to(session.args.device)
 
 
 def frozen_on_device(session: Session, model: Any, *, offloaded: bool = False) -> Any:

@@ -237,14 +237,24 @@ class Session:
         options = self.load_options(flag, trained=False)
         return load_tokenizer(name, options, use_fast=self.run.model.use_fast_tokenizer)
 
-    def with_adapter(self, model: Any, task_type: str, peft: PeftArguments | None = None) -> Any:
-        """`model` with the adapter that `--peft` (or `peft`) names; all its weights train where it names none."""
-        peft = peft or self.run.peft
+    def with_adapter(
+        self, model: Any, task_type: str, peft: PeftArguments | None = None, config: Any = None
+    ) -> Any:
+        """`model` with the adapter that `--peft` (or `peft`, or PEFT's `config`) names; all its weights train where it
+        names none."""
         if self.run.model.dropout is not None:
             set_dropout(model, self.run.model.dropout)
-        if peft.peft is None:
+        config = config or self.adapter_config(task_type, peft)
+        if config is None:
             return model
-        config = adapter_config(
+        return attach_adapter(model, config, gradient_checkpointing=self.args.gradient_checkpointing)
+
+    def adapter_config(self, task_type: str, peft: PeftArguments | None = None) -> Any:
+        """PEFT's configuration of the adapter that `--peft` (or `peft`) names, or None."""
+        peft = peft or self.run.peft
+        if peft.peft is None:
+            return None
+        return adapter_config(
             peft.peft,
             task_type=task_type,
             rank=peft.lora_rank,
@@ -257,7 +267,6 @@ class Session:
             adapter_len=peft.adapter_len,
             adapter_layers=peft.adapter_layers,
         )
-        return attach_adapter(model, config, gradient_checkpointing=self.args.gradient_checkpointing)
 
     # Running
     @contextmanager

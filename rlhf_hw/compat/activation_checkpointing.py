@@ -18,12 +18,16 @@ class RecomputesActivations:
         """The transformers (or PEFT) models inside."""
         raise NotImplementedError
 
+    def checkpointing_enabled(self) -> None:
+        """Called once each of them recomputes."""
+
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
     ) -> None:
         """As transformers 4 calls it."""
         for model in self.checkpointed_models():
             _enable(model, gradient_checkpointing_kwargs)
+        self.checkpointing_enabled()
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
@@ -31,6 +35,7 @@ class RecomputesActivations:
         """As transformers 5 calls it: `options` are `every_n_layers` and `offload`."""
         for model in self.checkpointed_models():
             _enable(model, activation_checkpointing_kwargs, **options)
+        self.checkpointing_enabled()
 
 
 def _enable(model: Any, kwargs: dict[str, Any] | None, **options: Any) -> None:

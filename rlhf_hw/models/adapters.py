@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -94,10 +95,11 @@ def matching_layers(model: Any, names: Sequence[str]) -> set[str]:
 
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     layers = [
-        name
+        name.removesuffix(".base_layer")  # where there is an adapter already
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
         and module is not head
+        and ".lora_" not in name
         and name.split(".")[-1] not in ("score", "classifier", "lm_head")
     ]
     found = set()
@@ -110,6 +112,17 @@ def matching_layers(model: Any, names: Sequence[str]) -> set[str]:
             )
         found |= fitting
     return found
+
+
+def for_layers_of(model: Any, config: Any) -> Any:
+    """`config` for a further adapter on a PEFT model, its layers named as those of the model inside."""
+    config = copy.deepcopy(config)
+    inner = model.get_base_model()
+    if config.target_modules == "all-linear":
+        config.target_modules = matching_layers(inner, ["*"])
+    elif isinstance(config.target_modules, (list, set)):
+        config.target_modules = matching_layers(inner, sorted(config.target_modules))
+    return config
 
 
 def count_parameters(model: Any) -> tuple[int, int]:

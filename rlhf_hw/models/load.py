@@ -183,14 +183,18 @@ def load_sequence_classifier(name: str, options: LoadOptions, pad_token_id: int)
         )
     model.config.pad_token_id = pad_token_id
     if any("score" in key for key in info["missing_keys"]):
-        # 1/sqrt(H+1): OpenAI's initial reward head (Huang et al. 2024, arXiv 2403.17031, detail 12.1)
         with torch.no_grad():
-            std = 1 / (model.score.weight.shape[1] + 1) ** 0.5
-            model.score.weight.copy_(torch.randn(model.score.weight.shape) * std)
+            model.score.weight.copy_(fresh_score(*model.score.weight.shape))
     if isinstance(getattr(model, "score", None), nn.Linear) and options.quantization is None:
         model.score.to(torch.float32)
         _restore_head(model.score, Path(name))
     return model
+
+
+def fresh_score(labels: int, width: int) -> torch.Tensor:
+    """A small random score head [labels, H]."""
+    # 1/sqrt(H+1): OpenAI's initial reward head (Huang et al. 2024, arXiv 2403.17031, detail 12.1)
+    return torch.randn(labels, width) / (width + 1) ** 0.5
 
 
 def _restore_head(head: nn.Linear, directory: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class RewardModel(RecomputesActivations, nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        inner = without_adapters(model)
+        inner = self.inner
         if not hasattr(inner, "score"):
             raise UserError(
                 f"{type(inner).__name__} has no `score` head on a decoder; reward models need a causal "
@@ -62,12 +63,21 @@ class RewardModel(RecomputesActivations, nn.Module):
             )
 
     @property
+    def inner(self) -> Any:
+        """The transformers model without PEFT around it."""
+        return without_adapters(self.model)
+
+    @property
+    def head(self) -> nn.Module:
+        return self.inner.score
+
+    @property
     def config(self) -> Any:
-        return without_adapters(self.model).config
+        return self.inner.config
 
     def hidden_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Last hidden states [B, T, H]."""
-        backbone = without_adapters(self.model).base_model
+        backbone = self.inner.base_model
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         if "position_ids" in inspect.signature(backbone.forward).parameters:
             inputs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)  # for left padding
@@ -92,11 +102,15 @@ class RewardModel(RecomputesActivations, nn.Module):
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores in the head's own precision (fp32): in bf16 close answers would tie."""
-        head = without_adapters(self.model).score
+        head = self.head
         with torch.autocast(hidden.device.type, enabled=False):
             return head(hidden.to(next(head.parameters()).dtype)).squeeze(-1).float()
 
     # What the trainer asks of a model
+    def role_parameters(self) -> Iterator[nn.Parameter]:
+        """The weights that are this model's alone."""
+        return self.parameters()
+
     def checkpointed_models(self) -> list[nn.Module]:
         return [self.model]
 

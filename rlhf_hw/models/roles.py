@@ -1,12 +1,13 @@
 """The roles of PPO (policy, value, reference) and how they share weights.
 
-With LoRA the reference is the policy with its adapter switched off, and the value is a small head on the policy's
-trunk: one set of base weights serves all three. Separate models take the same calls.
+With LoRA one set of base weights can serve all of them (`shared_base.py`): the reference is the policy's base, with the
+adapter it began from if it began from one; the value is a small head on the policy's trunk, or an adapter with a head.
+Separate models take the same calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +27,9 @@ from rlhf_hw.models.positions import (
     next_token_positions,
 )
 from rlhf_hw.models.reward_model import RewardModel
+from rlhf_hw.models.shared_base import AdapterRole, SharedBase
 from rlhf_hw.models.weights import load_weights_into, save_weights
-from rlhf_hw.models.wrapping import is_peft, lent_to, part_of_state
+from rlhf_hw.models.wrapping import is_lora, is_peft, lent_to, part_of_state
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 CRITIC_DIRECTORY = "critic"
@@ -95,10 +97,12 @@ class ActorCritic(RecomputesActivations, nn.Module):
     Args:
         policy: causal language model, PEFT or not.
         critic: separate value model; None puts a `ValueHead` on the policy's trunk.
-        reference: frozen copy of the initial policy; None means "the policy with its adapters off", which needs PEFT.
+        reference: frozen copy of the initial policy; None means "the policy's base", which needs PEFT.
             It is not a submodule: it is neither trained, nor saved, nor moved by the trainer.
         temperature: of the sampling distribution, whose log-probabilities these are.
         offload_reference: whether the reference is in the host's memory but for `reference_at_hand`.
+        base: of the policy, where further adapters were put on it; made here where it is not given and `policy` is LoRA.
+        reference_adapters: which of them are the reference, where that is no model of its own.
     """
 
     def __init__(
@@ -108,6 +112,8 @@ class ActorCritic(RecomputesActivations, nn.Module):
         reference: nn.Module | None,
         temperature: float = 1.0,
         offload_reference: bool = False,
+        base: SharedBase | None = None,
+        reference_adapters: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.offload_reference = offload_reference
@@ -118,12 +124,20 @@ class ActorCritic(RecomputesActivations, nn.Module):
             self.value_head = ValueHead(policy.get_output_embeddings().weight.shape[1])
         if reference is None and not is_peft(policy):
             raise ValueError("a policy without adapters needs a reference model of its own")
-        self._reference = (reference,)  # in a tuple, so that torch does not register it
+        if base is None and is_lora(policy):
+            base = SharedBase(policy)
+        self._base = (base,)  # in tuples, so that torch does not register what is in them
+        self._reference = (reference,)
+        self.reference_adapters = tuple(reference_adapters)
         self.temperature = temperature
 
     @property
     def reference(self) -> nn.Module | None:
         return self._reference[0]
+
+    @property
+    def base(self) -> SharedBase | None:
+        return self._base[0]
 
     @property
     def config(self) -> Any:
@@ -196,19 +210,34 @@ class ActorCritic(RecomputesActivations, nn.Module):
     def _as_reference(self) -> Iterator[nn.Module]:
         if self.reference is not None:
             yield self.reference
+        elif self.base is not None:
+            with self.base.acting(self.reference_adapters):
+                yield self.policy
         else:
             with self.policy.disable_adapter():
                 yield self.policy
 
     # What the trainer asks of a model
     def value_parameters(self) -> Iterator[nn.Parameter]:
-        """The weights of the value head, or of the value model."""
-        values = self.value_head if self.critic is None else self.critic
-        assert values is not None
-        return values.parameters()
+        """The weights of the value head, of the value model, or of its adapter and head."""
+        if self.critic is not None:
+            return self.critic.role_parameters()
+        assert self.value_head is not None
+        return self.value_head.parameters()
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """The weights of the policy that train; a value adapter beside it is not the policy's."""
+        others = {id(weight) for weight in self.value_parameters()}
+        return [
+            weight for weight in self.policy.parameters() if weight.requires_grad and id(weight) not in others
+        ]
 
     def checkpointed_models(self) -> list[nn.Module]:
         return [self.policy] if self.critic is None else [self.policy, *self.critic.checkpointed_models()]
+
+    def checkpointing_enabled(self) -> None:
+        if self.base is not None:
+            self.base.keep_roles_when_recomputing()
 
     # What is kept
     def save_pretrained(
@@ -218,8 +247,11 @@ class ActorCritic(RecomputesActivations, nn.Module):
         state = self.state_dict() if state_dict is None else state_dict
         save_weights(self.policy, directory, part_of_state(state, "policy."))
         if self.critic is not None:
-            critic = part_of_state(state, "critic.")
-            self.critic.save_pretrained(Path(directory) / CRITIC_DIRECTORY, state_dict=critic)
+            critic, folder = part_of_state(state, "critic."), Path(directory) / CRITIC_DIRECTORY
+            if isinstance(self.critic, AdapterRole):
+                self.critic.save_pretrained(folder, critic, part_of_state(state, "policy."))
+            else:
+                self.critic.save_pretrained(folder, state_dict=critic)
         else:
             head = {
                 name: tensor.contiguous().cpu()

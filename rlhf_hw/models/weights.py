@@ -22,7 +22,8 @@ def save_weights(
 
     P-tuning trains an encoder; PEFT keeps of it the virtual tokens that it makes.
     """
-    model.save_pretrained(directory, state_dict=state_dict)
+    alone = {"selected_adapters": [model.active_adapter]} if is_peft(model) else {}
+    model.save_pretrained(directory, state_dict=state_dict, **alone)
     if is_peft(model) and model.active_peft_config.peft_type == "P_TUNING":
         save_file(model.prompt_encoder.state_dict(), Path(directory) / PROMPT_ENCODER_FILE)
 

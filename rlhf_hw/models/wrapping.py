@@ -31,20 +31,30 @@ def is_peft(model: nn.Module) -> bool:
     return isinstance(model, PeftModel)
 
 
+def is_lora(model: nn.Module) -> bool:
+    """Whether the model carries LoRA adapters."""
+    return is_peft(model) and all(config.peft_type == "LORA" for config in model.peft_config.values())
+
+
 def trunk(model: nn.Module) -> Any:
     """The decoder of a causal language model or a classifier, without its head."""
     base = without_adapters(unwrap(model)).base_model
     return getattr(base, "decoder", base)  # OPT's causal model calls its decoder past the model around it
 
 
-def adapter_state(model: nn.Module) -> Hashable:
-    """Tells apart the states of a model's adapters in which its forward pass is another: on, off, merged, which ones."""
+def lora_layers(model: nn.Module) -> list[Any]:
+    """The layers that PEFT has put adapters on."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def adapter_state(model: nn.Module) -> Hashable:
+    """Tells apart the states of a model's adapters in which its forward pass is another: on, off, merged, which ones."""
     inner = unwrap(model)
     if not is_peft(inner):
         return None
-    layers = [module for module in inner.modules() if isinstance(module, BaseTunerLayer)]
+    layers = lora_layers(inner)
     states = [(tuple(x.active_adapters), x.disable_adapters, tuple(x.merged_adapters)) for x in layers]
     return (getattr(inner.base_model, "_enabled", None), *states)  # LLaMA-Adapter takes its modules out
 
@@ -69,6 +79,19 @@ def lent_to(device: torch.device, model: nn.Module | None, *, offloaded: bool) -
     finally:
         if model is not None and offloaded:
             model.to("cpu")
+
+
+@contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """`model` in evaluation mode inside; nothing is done where it is already."""
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()
 
 
 def remove_dropout(model: nn.Module) -> None:

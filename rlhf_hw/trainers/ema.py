@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,15 +24,20 @@ class PolicyAverage:
     Args:
         policy: the causal language model, PEFT or not.
         decay: share of the average that stays, from 0 to below 1.
+        weights: those to average; not given: all of `policy` that train.
     """
 
-    def __init__(self, policy: nn.Module, decay: float) -> None:
+    def __init__(
+        self, policy: nn.Module, decay: float, weights: Sequence[nn.Parameter] | None = None
+    ) -> None:
         self.policy = policy
         self.decay = decay
+        self._given = weights
         self._averages = [weight.detach().clone() for weight in self._weights()]
 
     def _weights(self) -> list[nn.Parameter]:
-        return [weight for weight in self.policy.parameters() if weight.requires_grad]
+        found = self.policy.parameters() if self._given is None else self._given
+        return [weight for weight in found if weight.requires_grad]
 
     @torch.no_grad()
     def update(self) -> None:

@@ -139,7 +139,9 @@ class PPOMixin(StageMixin):
                 world_size=self.accelerator.num_processes,
                 seed=self.args.seed,
             )
-        self.ema = PolicyAverage(self.model.policy, settings.ema_decay) if settings.enable_ema else None
+        self.ema = None
+        if settings.enable_ema:
+            self.ema = PolicyAverage(self.model.policy, settings.ema_decay, self.model.policy_parameters())
         self.skipped_steps = 0  # since the last log line
         self.add_callback(self._finite_steps_only())
 

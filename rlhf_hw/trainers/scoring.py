@@ -16,7 +16,7 @@ from rlhf_hw.data.collate import pad_rows
 from rlhf_hw.data.tokenize import answered
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.reward_model import RewardModel
-from rlhf_hw.models.wrapping import lent_to
+from rlhf_hw.models.wrapping import in_evaluation, lent_to
 from rlhf_hw.rollout.engine import Rollout, rows_where
 
 
@@ -66,7 +66,7 @@ class RewardModelScorer:
         pad_length = (lambda longest: min(self.pad_length(longest), context)) if context else self.pad_length
         scores = torch.empty(len(sequences), dtype=torch.float32, device=rollout.input_ids.device)
         by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        with lent_to(scores.device, self.model, offloaded=self.offloaded):
+        with lent_to(scores.device, self.model, offloaded=self.offloaded), in_evaluation(self.model.inner):
             for start in range(0, len(by_length), self.batch_size):
                 part = by_length[start : start + self.batch_size]
                 batch = pad_rows([sequences[i] for i in part], self.pad_token_id, pad_length)
