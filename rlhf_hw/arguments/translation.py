@@ -131,6 +131,9 @@ class Translation:
         """What the held flags become. `given`: settings the user gave, leaving out those of a run's own file."""
         if self.dialect is None or self._lone is not None:
             return ()
+        for name, value in self.held.items():  # sizes, numbers and rates, all of them
+            if isinstance(value, (int, float)) and value < 0:
+                raise UserError(f"--{name}: got {shown(value)}, expected at least 0")
         said = Said(self.held, settings, given, processes(), onto_a_run=self._onto_a_run)
         return self.dialect.settle(self._command, said)
 
