@@ -15,7 +15,8 @@ SECRET_FLAGS = frozenset(
 )
 
 _SECRET_NAME = re.compile(
-    r"(?:^|_)(?:token|passw(?:or)?ds?|passphrase|secrets?|credentials?|api_?keys?)$|_keys?$", re.IGNORECASE
+    r"(?:^|_)(?:token|passw(?:or)?ds?|passphrase|secrets?|credentials?|api_?keys?|auth|authorization|pat)$|_keys?$",
+    re.IGNORECASE,
 )
 # Names of a tokenizer's own symbols; they end in "_token" and are no secret.
 _VOCABULARY_NAME = re.compile(
@@ -28,8 +29,13 @@ _NOT_A_SECRET = frozenset(
 _NOT_AN_ABBREVIATION = frozenset({"push_to_hub"})
 #: A pair of what is nearly JSON: Python's quotes, YAML's none, a bracket too few.
 _PAIR = re.compile(
-    r"""([A-Za-z_][\w.-]*)["']?\s*[:=]\s*("(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\s,}\]"']+)"""
+    r"""([A-Za-z_][\w.-]*)["']?\s*[:=]\s*(\[[^\]}]*|"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\s,}\]"']+)"""
 )
+#: A flag as flags are written: lower-case words. What follows a secret's flag and is none is its value, dashes or not.
+_FLAG = re.compile(r"--[a-z][a-z0-9]*(?:[_-][a-z0-9]+)*(?:=.*)?$", re.DOTALL)
+#: A word that no flag has: longer than any, or with digits amid its letters as keys have them.
+_NO_FLAGS_WORD = re.compile(r"[a-z0-9]{20,}|(?=[a-z0-9]{10})[a-z]+\d[a-z]*\d[a-z]*\d")
+_SHORTEST_ITEM = 6  # of a list within an argument; taking out every "a" of it would shred the argument
 #: `NAME=value` further inside an argument: `--env=HF_TOKEN=x`, `--export=ALL,HF_TOKEN=x`; of a URL's the URL's pattern.
 _ASSIGNMENT = re.compile(r"(?<![\w.?&-])([A-Za-z_][\w.-]*)=([^\s,;\"']{6,})")
 # of a value, or of the one in `--flag=value`; in quotes of its own, where a shell took none away
@@ -65,12 +71,12 @@ def _is_secret_flag(flag: str) -> bool:
 
 def secret_arguments(argv: Sequence[str]) -> Iterator[tuple[int, str, str]]:
     """(index, what precedes the secret in that argument, the secret) for each secret on the command line."""
-    expects_secret = False
+    expects_secret = takes_several = False
     for index, argument in enumerate(argv):
-        if expects_secret and not argument.startswith("--"):
+        if expects_secret and not _is_a_flag(argument):
             if is_secret_value(argument):
                 yield index, "", argument
-            expects_secret = False
+            expects_secret = takes_several
             continue
         name, equals, value = argument.partition("=")
         is_flag = name.startswith("-")
@@ -79,6 +85,13 @@ def secret_arguments(argv: Sequence[str]) -> Iterator[tuple[int, str, str]]:
         if equals and names_a_secret and is_secret_value(value):
             yield index, name + "=", value
         expects_secret = is_flag and not equals and names_a_secret
+        takes_several = expects_secret and name.endswith("s")  # --api_keys a b
+
+
+def _is_a_flag(argument: str) -> bool:
+    """Whether an argument with two dashes is the next flag, and not the value of the one before."""
+    name = argument.partition("=")[0]
+    return _FLAG.match(argument) is not None and _NO_FLAGS_WORD.search(name) is None
 
 
 def json_arguments(argv: Sequence[str]) -> Iterator[tuple[int, str, Any]]:
@@ -99,9 +112,16 @@ def inner_secrets(argv: Sequence[str]) -> Iterator[tuple[int, str]]:
     for index, _, text in _bracketed(argv):
         if _parsed(text) is None:
             for name, value in _PAIR.findall(text):
-                value = value.strip("\"'")
-                if is_secret_name(name) and is_secret_value(value):
-                    yield index, value
+                if is_secret_name(name):
+                    yield from ((index, secret) for secret in _values_in(value) if is_secret_value(secret))
+
+
+def _values_in(value: str) -> list[str]:
+    """The value of a pair without its quotes; of a list all that is in the brackets, then its items."""
+    if not value.startswith("["):
+        return [value.strip("\"'")]
+    items = [item.strip().strip("\"'") for item in value[1:].split(",")]
+    return [value[1:], *(item for item in items if len(item) >= _SHORTEST_ITEM)]
 
 
 def _bracketed(argv: Sequence[str]) -> Iterator[tuple[int, str, str]]:

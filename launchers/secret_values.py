@@ -31,6 +31,8 @@ _LOOKS_LIKE_A_SECRET = (
     re.compile(r"(?i)((?:wandb|key|token|login|password|secret)\W{0,12})[0-9a-f]{40}(?![0-9a-f])"),
     # scheme://user:password@host; as browsers and Python read it, the host begins behind the last @
     re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)[^\s/?#:@\"']*:[^\s/?#\"']+(?=@)"),
+    # https://token@host, as Git's hosts take one; the name alone before a host of another scheme (ssh://git@) is none
+    re.compile(r"(?i)(\b(?:[a-z0-9.-]+\+)?https?://)[^\s/?#:\"']+(?=@)"),
     # …?token=…, and the signature of a link that opens a private file
     re.compile(
         r"(?i)([?&](?:[a-z0-9_-]*[_-])?(?:token|password|secret|api_?key|access_?key|signature|sig)=)[^&#\s\"']+"
@@ -75,6 +77,9 @@ class SecretVault:
         """Remember the values of the secret flags on a command line."""
         for _, _, value in secret_arguments(argv):
             self.add(value)
+            for _, _, listed in json_arguments([value]):  # --api_keys '["one", "two"]'
+                for leaf in _leaves(listed):
+                    self.add(leaf)
         for _, secret in inner_secrets(argv):
             self.add(secret)
         for _, _, value in json_arguments(argv):

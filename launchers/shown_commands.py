@@ -60,5 +60,7 @@ def _decoded(argv: Sequence[str]) -> list[str]:
 def _secrets_as_variables(argv: Sequence[str]) -> Iterator[tuple[int, str]]:
     """(index, the argument for a shell with a variable in the secret's place) for each secret on the command line."""
     for index, prefix, _ in secret_arguments(argv):
+        if not prefix and not argv[index - 1].startswith("-"):
+            continue  # one more value of the same flag
         name = (prefix or argv[index - 1]).strip("-=").replace("-", "_").replace(".", "_").upper()
         yield index, f'{prefix}"${name}"'

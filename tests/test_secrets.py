@@ -160,7 +160,7 @@ def test_secret_that_begins_another_leaves_no_tail():
     [
         *("hf_" + "aB3" * 11, "sk-proj-" + "x7Y" * 10, "ghp_" + "a1" * 18),
         *("WANDB_API_KEY=" + "0f" * 20, "wandb: login " + "a1" * 20, "Bearer " + "tok3n" * 5),
-        "https://user:pass@host",
+        *("https://user:pass@host", "https://glpat-x1y2z3@host/group/project.git"),
     ],
 )
 def test_what_looks_like_a_token_is_taken_out_although_nobody_named_it(secret):
@@ -172,7 +172,13 @@ def test_what_looks_like_a_token_is_taken_out_although_nobody_named_it(secret):
     "text",
     [
         *("revision " + "0f" * 20, "hf_internal_testing/tiny", "task-specific-learning-rates-are-fine-here"),
-        *("https://host:8080/path", "the token is short", "mail me@host"),
+        *(
+            "https://host:8080/path",
+            "ssh://git@host/x",
+            "see https://host/@me",
+            "the token is short",
+            "mail me@host",
+        ),
     ],
 )
 def test_ordinary_text_stays_as_it_is(text):
