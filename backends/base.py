@@ -66,6 +66,18 @@ class GenerationOptions:
 
 
 @dataclass(frozen=True)
+class DecodingOptions:
+    """How a decode loop of our own runs on a device.
+
+    `check_every`: steps between two looks at which answers have ended; a look waits for the device. `prefill_tokens`:
+    about how many tokens of prompts run at a time: few, so that little is padding, and enough to fill the device.
+    """
+
+    check_every: int = 8
+    prefill_tokens: int = 8192
+
+
+@dataclass(frozen=True)
 class MemoryStatistics:
     """Bytes in use now, at most since the last reset, and in all."""
 
@@ -175,6 +187,18 @@ class Backend(ABC):
             BackendError: the model cannot generate in the way that was asked for.
         """
         return GenerationOptions()
+
+    def rollout_engine(self) -> Choice:
+        """Which engine (`--rollout_engine`) draws PPO's answers where the user did not say."""
+        return Choice("compact", "a cache made once, and ended answers leave the batch")
+
+    def decoding_options(self) -> DecodingOptions:
+        """How the engine `compact` runs here.
+
+        Raises:
+            BackendError: it cannot.
+        """
+        return DecodingOptions()
 
     def quantization_config(
         self, bits: int, double_quant: bool, quant_type: str, precision: Precision

@@ -10,7 +10,15 @@ from typing import Any
 import psutil
 import torch
 
-from backends.base import Availability, Backend, BackendError, Choice, MemoryStatistics, Precision
+from backends.base import (
+    Availability,
+    Backend,
+    BackendError,
+    Choice,
+    DecodingOptions,
+    MemoryStatistics,
+    Precision,
+)
 from backends.shapes import DynamicShapes, ShapePolicy
 
 
@@ -66,6 +74,9 @@ class CPUBackend(Backend):
 
     def shape_policy(self, lengths: Sequence[int] = ()) -> ShapePolicy:
         return DynamicShapes()
+
+    def decoding_options(self) -> DecodingOptions:
+        return DecodingOptions(check_every=1, prefill_tokens=512)
 
     def seed_everything(self, seed: int) -> None:
         from transformers import set_seed

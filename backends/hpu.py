@@ -22,6 +22,7 @@ from backends.base import (
     Backend,
     BackendError,
     Choice,
+    DecodingOptions,
     GenerationOptions,
     MemoryStatistics,
     Precision,
@@ -278,6 +279,14 @@ class HPUBackend(Backend):
             arguments=arguments,
             ignore_eos=wanted.ignore_eos,
             around=partial(generating, wanted, graphs if arguments["hpu_graphs"] else None),
+        )
+
+    def rollout_engine(self) -> Choice:
+        return Choice("generate", "its shapes stay the same")
+
+    def decoding_options(self) -> DecodingOptions:
+        raise BackendError(
+            "--rollout_engine compact: its shapes change with every token, and an HPU compiles a graph for each; use generate"
         )
 
     # Housekeeping

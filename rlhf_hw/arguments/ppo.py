@@ -133,6 +133,11 @@ class PPOArguments:
         help="Longest answer in tokens. The original drew the limit at random on CUDA; here an answer ends at EOS or "
         "at this length on every device.",
     )
+    rollout_engine: Literal["auto", "generate", "compact"] = HfArg(
+        default="auto",
+        help="What draws the answers. generate: transformers' own. compact: a decode loop of ours, faster, which drops "
+        "answers that have ended (CPU and CUDA). auto: compact where the device and the model allow it.",
+    )
     output_min_length: int = HfArg(default=0, help="No EOS before this many tokens.")
     temperature: float = HfArg(
         default=1.0, help="Sampling temperature; log-probabilities are taken at the same."

@@ -25,8 +25,7 @@ from rlhf_hw.data.tokenize import for_prompts
 from rlhf_hw.data.unsupervised import unsupervised_blocks
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.reward_model import RewardStatistics
-from rlhf_hw.models.wrapping import without_adapters
-from rlhf_hw.rollout.generate import GenerateEngine
+from rlhf_hw.rollout.choice import choose_engine
 from rlhf_hw.trainers import trainer_for
 from rlhf_hw.trainers.ppo import PPOMixin, collate_indices, steps_per_update, updates_in
 from rlhf_hw.trainers.ptx import BLOCK_SIZE
@@ -62,6 +61,8 @@ class Preparation:
             reference_model_name=run.stage.reference_model_name,
             critic_model_name=run.stage.critic_model_name,
         )
+        if run.stage.rollout_engine == "compact":
+            session.backend.decoding_options()  # refuses where it cannot run
         function = import_function(run.stage.reward_function) if run.stage.reward_function else None
         statistics = reward_statistics(run)
         check_horizon(run, session.args.world_size)
@@ -130,14 +131,22 @@ def make_trainer(ready: Preparation, *, lengths: Sequence[int], **options: Any) 
         if ready.function is not None
         else reward_scorer(session, run, tokenizer, shapes, ready.sharing, roles)
     )
-    generation = session.backend.generation_options(without_adapters(roles.policy))
+    engine = choose_engine(
+        run.stage.rollout_engine,
+        session.backend,
+        roles.policy,
+        tokenizer,
+        shapes,
+        batch_size=run.stage.batch_size,
+        say=session.say,
+    )
     return trainer_for(PPOMixin, session.backend)(
         model=roles,
         args=session.args,
         data_collator=collate_indices,
         processing_class=tokenizer,
         settings=run.stage,
-        engine=GenerateEngine(tokenizer, shapes, run.stage.batch_size, options=generation),
+        engine=engine,
         scorer=scorer,
         shapes=shapes,
         synchronize=session.backend.synchronize,

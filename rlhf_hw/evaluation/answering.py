@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 
 from rlhf_hw.errors import UserError
 from rlhf_hw.evaluation.asked import Asked
+from rlhf_hw.rollout.choice import choose_engine
 from rlhf_hw.rollout.engine import Sampling
-from rlhf_hw.rollout.generate import GenerateEngine
 from rlhf_hw.rollout.sampling import mix_seed
 
 
@@ -30,7 +30,7 @@ def answers(
     `longest_prompt`: of all rows, those answered earlier included: where shapes are fixed they are the same ones then.
     """
     shapes = asked.backend.rollout_shapes([longest_prompt], sampling.max_new_tokens)
-    engine = GenerateEngine(asked.tokenizer, shapes, options=asked.backend.generation_options())
+    engine = choose_engine("auto", asked.backend, asked.model, asked.tokenizer, shapes)
     by_length = sorted(
         prompts, key=lambda row: (-len(prompts[row]), row)
     )  # what needs most memory comes first

@@ -9,6 +9,10 @@ from typing import Any, Protocol
 
 import torch
 
+from backends.shapes import ShapePolicy, WithinContext
+from rlhf_hw.errors import UserError
+from rlhf_hw.models.wrapping import virtual_tokens
+
 
 class StopReason(IntEnum):
     """Why an answer ended."""
@@ -96,6 +100,31 @@ class RolloutEngine(Protocol):
         """Answer each prompt (token ids). Answer i depends on prompt i, the weights and `seeds[i]` alone: not on
         the batch around it, so a rollout can be replayed, and two processes draw what one would have drawn."""
         ...
+
+
+def check_prompts(policy: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+    """Refuse what no engine can answer.
+
+    Raises:
+        UserError: a prompt is empty, or prompt and answer together are longer than the model's context.
+    """
+    if min(len(prompt) for prompt in prompts) == 0:
+        raise UserError(
+            "a prompt is empty; a policy needs at least one token to answer (a BOS token would do)"
+        )
+    context = getattr(policy.config, "max_position_embeddings", None)
+    longest = virtual_tokens(policy) + max(len(prompt) for prompt in prompts)
+    if context and longest + sampling.max_new_tokens > context:
+        raise UserError(
+            f"--output_max_length {sampling.max_new_tokens}: with prompts of {longest} tokens it exceeds the "
+            f"model's context of {context}; shorten it or --max_prompt_length"
+        )
+
+
+def within_context(policy: Any, shapes: ShapePolicy, reserved: int = 0) -> ShapePolicy:
+    """`shapes` that leave `reserved` tokens of the model's context free."""
+    context = getattr(policy.config, "max_position_embeddings", None)
+    return WithinContext(shapes, context - reserved) if context else shapes
 
 
 def assemble(

@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
-from transformers.generation import (
-    NoRepeatNGramLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from backends.base import GenerationOptions
-from backends.shapes import RolloutShapes, ShapePolicy, WithinContext
-from rlhf_hw.errors import UserError
-from rlhf_hw.models.wrapping import adapter_state, virtual_tokens, without_adapters
-from rlhf_hw.rollout.engine import Rollout, Sampling, assemble, end_token_ids
-from rlhf_hw.rollout.sampling import InverseCDFProcessor, MinimumLength, uniforms
+from backends.shapes import RolloutShapes
+from rlhf_hw.models.wrapping import adapter_state, in_evaluation, virtual_tokens, without_adapters
+from rlhf_hw.rollout.engine import (
+    Rollout,
+    Sampling,
+    assemble,
+    check_prompts,
+    end_token_ids,
+    within_context,
+)
+from rlhf_hw.rollout.sampling import InverseCDFProcessor, score_processors, uniforms
 
 
 class GenerateEngine:
@@ -54,44 +54,20 @@ class GenerateEngine:
         Raises:
             UserError: a prompt is empty, or prompt and answer together are longer than the model's context.
         """
-        self._check(policy, prompts, sampling)
-        was_training = policy.training
-        policy.eval()
-        try:
-            responses: list[list[int]] = [[] for _ in prompts]
+        check_prompts(policy, prompts, sampling)
+        responses: list[list[int]] = [[] for _ in prompts]
+        with in_evaluation(policy):
             for part in self._batches(policy, prompts):
                 chosen, theirs = [prompts[i] for i in part], [seeds[i] for i in part]
                 for i, answer in zip(
                     part, self._generate_batch(policy, chosen, sampling, theirs), strict=True
                 ):
                     responses[i] = answer
-        finally:
-            policy.train(was_training)
-        ends = self._ends(policy, sampling)
-        sequences = self._within_context(policy, self.shapes.sequences)
+        ends = end_token_ids(self.tokenizer, policy) | sampling.end_tokens
+        sequences = within_context(policy, self.shapes.sequences)
         return assemble(
             prompts, responses, ends, self.tokenizer.pad_token_id, sequences.pad_length, policy.device
         )
-
-    def _check(self, policy: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-        longest = max(len(prompt) for prompt in prompts)
-        if min(len(prompt) for prompt in prompts) == 0:
-            raise UserError(
-                "a prompt is empty; a policy needs at least one token to answer (a BOS token would do)"
-            )
-        context = getattr(policy.config, "max_position_embeddings", None)
-        prompt = virtual_tokens(policy) + longest
-        if context and prompt + sampling.max_new_tokens > context:
-            raise UserError(
-                f"--output_max_length {sampling.max_new_tokens}: with prompts of {prompt} tokens it exceeds the "
-                f"model's context of {context}; shorten it or --max_prompt_length"
-            )
-
-    @staticmethod
-    def _within_context(policy: Any, shapes: ShapePolicy, reserved: int = 0) -> ShapePolicy:
-        """`shapes` that leave `reserved` tokens of the model's context free."""
-        context = getattr(policy.config, "max_position_embeddings", None)
-        return WithinContext(shapes, context - reserved) if context else shapes
 
     def _batches(self, policy: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Which prompts are answered together: `batch_size` at a time.
@@ -112,16 +88,19 @@ class GenerateEngine:
         device = policy.device
         width = max(len(prompt) for prompt in prompts)
         if not virtual_tokens(policy):
-            width = self._within_context(policy, self.shapes.prompts, sampling.max_new_tokens).pad_length(
-                width
-            )
+            width = within_context(policy, self.shapes.prompts, sampling.max_new_tokens).pad_length(width)
         input_ids = torch.full((len(prompts), width), self.tokenizer.pad_token_id, dtype=torch.long)
         attention_mask = torch.zeros_like(input_ids)
         for i, prompt in enumerate(prompts):
             input_ids[i, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
             attention_mask[i, width - len(prompt) :] = 1
-        config = self._config(policy, sampling)
-        processors = self._processors(policy, sampling, seeds, device)
+        ends = sorted(end_token_ids(self.tokenizer, policy) | sampling.end_tokens)
+        config = self._config(policy, sampling, ends)
+        processors = LogitsProcessorList(
+            score_processors(sampling, ends, self.tokenizer.pad_token_id, device)
+        )
+        if sampling.temperature > 0:
+            processors.append(InverseCDFProcessor(uniforms(seeds, sampling.max_new_tokens, device)))
         model = without_adapters(policy)
         state = (adapter_state(policy), input_ids.shape, sampling.max_new_tokens)
         with as_generation_config(policy, config), self.options.around(model, state):
@@ -134,12 +113,8 @@ class GenerateEngine:
             )
         return sequences[:, width : width + sampling.max_new_tokens].tolist()
 
-    def _ends(self, policy: Any, sampling: Sampling) -> frozenset[int]:
-        return end_token_ids(self.tokenizer, policy) | sampling.end_tokens
-
-    def _config(self, policy: Any, sampling: Sampling) -> GenerationConfig:
+    def _config(self, policy: Any, sampling: Sampling, ends: list[int]) -> GenerationConfig:
         """A config of our own, of the model's class, without what PPO knows nothing of."""
-        ends = sorted(self._ends(policy, sampling))
         return type(without_adapters(policy).generation_config)(
             max_new_tokens=sampling.max_new_tokens,
             do_sample=False,
@@ -149,25 +124,6 @@ class GenerateEngine:
             use_cache=True,
             **self.options.config,
         )
-
-    def _processors(
-        self, policy: Any, sampling: Sampling, seeds: Sequence[int], device: torch.device
-    ) -> LogitsProcessorList:
-        processors = LogitsProcessorList()
-        if sampling.min_new_tokens:
-            ends = sorted(self._ends(policy, sampling))
-            processors.append(MinimumLength(sampling.min_new_tokens, ends, device))
-        if sampling.repetition_ngram:
-            processors.append(NoRepeatNGramLogitsProcessor(sampling.repetition_ngram))
-        if sampling.temperature > 0:
-            if sampling.temperature != 1:
-                processors.append(TemperatureLogitsWarper(sampling.temperature))
-            if sampling.top_k > 0:
-                processors.append(TopKLogitsWarper(sampling.top_k))
-            if sampling.top_p < 1:
-                processors.append(TopPLogitsWarper(sampling.top_p))
-            processors.append(InverseCDFProcessor(uniforms(seeds, sampling.max_new_tokens, device)))
-        return processors
 
 
 @contextmanager

@@ -7,9 +7,21 @@ uniform number fixed in advance. A side effect: about ten times cheaper than `mu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
+from transformers.generation import (
+    NoRepeatNGramLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from rlhf_hw.rollout.engine import Sampling
+
+#: (prompts with what was drawn so far [B, T], scores [B, V]) → scores [B, V]
+ScoreProcessor: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def uniforms(seeds: Sequence[int], steps: int, device: torch.device) -> torch.Tensor:
@@ -56,6 +68,38 @@ class MinimumLength:
         self.step += 1
         forbidden = scores.index_fill(1, self.ends, float("-inf"))
         return torch.where(too_early, forbidden, scores)
+
+
+class NoRepeatedNGrams:
+    """A logits processor: no n tokens in a row that the row holds already. Padding in front of a row is none of it."""
+
+    def __init__(self, size: int, pad_token_id: int) -> None:
+        self.process = NoRepeatNGramLogitsProcessor(size)
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        padding = (input_ids == self.pad_token_id).long().cumprod(dim=1).bool()
+        unlike_any_token = -1 - torch.arange(input_ids.shape[1], device=input_ids.device)
+        return self.process(torch.where(padding, unlike_any_token, input_ids), scores)
+
+
+def score_processors(
+    sampling: Sampling, ends: Sequence[int], pad_token_id: int, device: torch.device
+) -> list[ScoreProcessor]:
+    """What turns logits into those that a token is drawn from, in this order. Serves one batch of answers."""
+    processors: list[ScoreProcessor] = []
+    if sampling.min_new_tokens:
+        processors.append(MinimumLength(sampling.min_new_tokens, ends, device))
+    if sampling.repetition_ngram:
+        processors.append(NoRepeatedNGrams(sampling.repetition_ngram, pad_token_id))
+    if sampling.temperature > 0:
+        if sampling.temperature != 1:
+            processors.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_k > 0:
+            processors.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1:
+            processors.append(TopPLogitsWarper(sampling.top_p))
+    return processors
 
 
 class InverseCDFProcessor:

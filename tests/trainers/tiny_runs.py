@@ -16,8 +16,8 @@ from rlhf_hw.arguments.ppo import PPOArguments
 from rlhf_hw.data.collate import PairCollator, SFTCollator
 from rlhf_hw.models.reward_model import RewardModel
 from rlhf_hw.models.roles import ActorCritic
+from rlhf_hw.rollout.compact import CompactEngine
 from rlhf_hw.rollout.engine import Rollout
-from rlhf_hw.rollout.generate import GenerateEngine
 from rlhf_hw.trainers import trainer_for
 from rlhf_hw.trainers.ppo import PPOMixin, collate_indices, steps_per_update, updates_in
 from rlhf_hw.trainers.reward import RewardMixin
@@ -189,7 +189,7 @@ def ppo_trainer(
         data_collator=collate_indices,
         processing_class=tokenizer,
         settings=settings,
-        engine=GenerateEngine(tokenizer, shapes, settings.batch_size),
+        engine=CompactEngine(tokenizer, shapes, settings.batch_size),
         scorer=scorer,
         shapes=shapes,
         synchronize=lambda: None,
