@@ -102,19 +102,20 @@ def pairwise_reward_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None
 
 
 def cross_entropy_reward_loss(
-    first: Tensor, second: Tensor, preference: Tensor, margin: Tensor | None = None
+    first: Tensor, second: Tensor, second_preferred: Tensor, margin: Tensor | None = None
 ) -> Tensor:
-    """Binary cross-entropy of each `preference` given the logit second - first, in nats: [B] scores -> [B].
+    """Binary cross-entropy of each preference given the logit second - first, in nats: [B] scores -> [B].
 
-    AlpacaFarm's reward-model loss. `preference` [B] says which answer was preferred, 1 or 2; for those labels this is
-    `pairwise_reward_loss` of the preferred over the other. `margin` [B] is taken off the preferred answer's lead.
-    Raises ValueError where shapes differ, or a preference is neither 1 nor 2.
+    AlpacaFarm's reward-model loss. `second_preferred` [B] is True where the second answer was preferred; for such labels
+    this is `pairwise_reward_loss` of the preferred over the other. `margin` [B] is taken off the preferred answer's lead.
+    Raises ValueError where shapes differ, or the labels are not of type bool: labels of other kinds could be wrong, and to
+    look at them here would make the host wait for the device in every step.
     """
-    require_same_shape(first=first, second=second, preference=preference)
-    if not ((preference == 1) | (preference == 2)).all():
-        raise ValueError(f"a preference is 1 or 2, found {sorted(set(preference.tolist()))}")
+    require_same_shape(first=first, second=second, second_preferred=second_preferred)
+    if second_preferred.dtype is not torch.bool:
+        raise ValueError(f"second_preferred: expected a mask of bools, found {second_preferred.dtype}")
     logit = at_least_float32(second) - at_least_float32(first)
-    label = preference.to(logit.dtype) - 1
+    label = second_preferred.to(logit.dtype)
     if margin is not None:
         require_same_shape(first=first, margin=margin)
         logit = logit - at_least_float32(margin) * (2 * label - 1)

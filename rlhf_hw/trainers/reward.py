@@ -90,8 +90,8 @@ class RewardMixin(StageMixin):
             return loss, scores[:half], scores[half:]
         chosen, rejected = self._scores(model, inputs)
         if self.rm_loss == "cross_entropy":
-            first_preferred = torch.ones_like(chosen)
-            return cross_entropy_reward_loss(chosen, rejected, first_preferred, margin), chosen, rejected
+            never = torch.zeros_like(chosen, dtype=torch.bool)  # the chosen answer comes first
+            return cross_entropy_reward_loss(chosen, rejected, never, margin), chosen, rejected
         return pairwise_reward_loss(chosen, rejected, margin), chosen, rejected
 
     def prediction_step(

@@ -22,27 +22,39 @@ def softplus(x):
 
 
 def test_cross_entropy_by_hand():
-    # logit = second - first = 0.5 - 1.5 = -1. First preferred (1): -log(1 - sigmoid(-1)) = -log sigmoid(1) = 0.3133;
-    # second preferred (2): -log sigmoid(-1) = 1.3133
+    # logit = second - first = 0.5 - 1.5 = -1. First preferred: -log(1 - sigmoid(-1)) = -log sigmoid(1) = 0.3133;
+    # second preferred: -log sigmoid(-1) = 1.3133
     first, second = torch.tensor([1.5, 1.5]), torch.tensor([0.5, 0.5])
-    found = cross_entropy_reward_loss(first, second, torch.tensor([1, 2]))
+    found = cross_entropy_reward_loss(first, second, torch.tensor([False, True]))
     assert found.tolist() == pytest.approx([0.31326, 1.31326], abs=1e-5)
     # with a margin of 0.25 the preferred answer's lead counts for less: leads of 0.75 and -1.25
-    found = cross_entropy_reward_loss(first, second, torch.tensor([1, 2]), torch.tensor([0.25, 0.25]))
+    found = cross_entropy_reward_loss(first, second, torch.tensor([False, True]), torch.tensor([0.25, 0.25]))
     assert found.tolist() == pytest.approx([softplus(-0.75), softplus(1.25)], abs=1e-5)
 
 
 @pytest.mark.parametrize("margin", [None, torch.tensor([0.5, -1.0, 0.0, 2.0])])
 def test_cross_entropy_of_a_clean_label_is_the_pairwise_loss(margin):
     expected = pairwise_reward_loss(SCORES, OTHERS, margin)
-    ones = torch.ones(4, dtype=torch.long)
-    assert torch.allclose(cross_entropy_reward_loss(SCORES, OTHERS, ones, margin), expected)
-    assert torch.allclose(cross_entropy_reward_loss(OTHERS, SCORES, 2 * ones, margin), expected)
+    second = torch.ones(4, dtype=torch.bool)
+    assert torch.allclose(cross_entropy_reward_loss(SCORES, OTHERS, ~second, margin), expected)
+    assert torch.allclose(cross_entropy_reward_loss(OTHERS, SCORES, second, margin), expected)
 
 
-def test_a_preference_that_is_neither_1_nor_2_is_refused():
-    with pytest.raises(ValueError, match=r"a preference is 1 or 2, found \[0, 1\]"):
-        cross_entropy_reward_loss(SCORES[:2], OTHERS[:2], torch.tensor([0, 1]))
+def test_a_preference_that_is_no_mask_is_refused():
+    with pytest.raises(ValueError, match=r"second_preferred: expected a mask of bools, found torch.int64"):
+        cross_entropy_reward_loss(SCORES[:2], OTHERS[:2], torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize("loss", [pairwise_reward_loss, cross_entropy_reward_loss, tokenwise_reward_loss])
+def test_no_loss_looks_at_a_number_on_the_device(loss):
+    """A step would wait for it. Tensors of the meta device have none, so that looking raises."""
+    scores = (
+        torch.randn(3, 5, device="meta") if loss is tokenwise_reward_loss else torch.randn(3, device="meta")
+    )
+    label = (
+        () if loss is pairwise_reward_loss else (torch.ones(scores.shape, dtype=torch.bool, device="meta"),)
+    )
+    assert loss(scores, scores, *label, torch.randn(3, device="meta")).shape == (3,)
 
 
 def test_divergent_part_by_hand():
