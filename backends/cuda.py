@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +19,19 @@ from backends.base import (
     local_rank,
 )
 from backends.shapes import DynamicShapes, ShapePolicy
+
+#: Compute capability (Ampere) from which a card has bf16 units.
+_BF16_SINCE = (8, 0)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU that this process sees. `bf16`: whether it has units for it (from compute capability 8.0 on)."""
+
+    name: str
+    memory_bytes: int
+    compute_capability: str
+    bf16: bool
 
 
 class CUDABackend(Backend):
@@ -43,6 +57,17 @@ class CUDABackend(Backend):
     def device_count(cls) -> int:
         return torch.cuda.device_count()
 
+    @classmethod
+    def cards(cls) -> list[Card]:
+        """Every GPU that this process sees; none where torch has no CUDA, or no driver."""
+        found = []
+        for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+            properties = torch.cuda.get_device_properties(index)
+            capability = (properties.major, properties.minor)
+            name, memory = properties.name, properties.total_memory
+            found.append(Card(name, memory, ".".join(map(str, capability)), capability >= _BF16_SINCE))
+        return found
+
     @property
     def device(self) -> torch.device:
         # one visible card a process (as schedulers may isolate them) is card 0 to each
@@ -50,7 +75,7 @@ class CUDABackend(Backend):
 
     def precision(self, bf16: bool | None, fp16: bool | None) -> Precision:
         capability = torch.cuda.get_device_capability(self.device)
-        has_bf16 = capability >= (8, 0)
+        has_bf16 = capability >= _BF16_SINCE
         card = torch.cuda.get_device_name(self.device)
         if fp16:
             return Precision(

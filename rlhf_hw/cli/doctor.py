@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,10 @@ def diagnose(environ: Mapping[str, str] = os.environ) -> Diagnosis:
     gaudi = _gaudi_software(machine.gaudis, software)
     broken: list[Clash] = []
     try:
-        build, gpus = _torch_build()
+        build = _torch_build()
         backends = _backends()
+        gpus = _cuda_devices()
+        build = replace(build, sees_gpu=bool(gpus))
         gaudi = _gaudi(machine.gaudis, software, environ)
     except _NOT_IMPORTABLE as error:
         # and not tried again: a half-imported torch ends the process with SIGSEGV when it is imported once more
@@ -143,23 +145,18 @@ def _machine_facts(machine: Machine, gpus: list[dict[str, Any]]) -> dict[str, An
     }
 
 
-def _torch_build() -> tuple[TorchBuild, list[dict[str, Any]]]:
-    """What torch was built for and the GPUs it sees. Raises one of _NOT_IMPORTABLE where it cannot be imported."""
+def _torch_build() -> TorchBuild:
+    """What torch was built for. Raises one of _NOT_IMPORTABLE where it cannot be imported."""
     import torch
 
-    devices = []
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            devices.append(
-                {
-                    "name": properties.name,
-                    "memory_bytes": properties.total_memory,
-                    "compute_capability": f"{properties.major}.{properties.minor}",
-                    "bf16": properties.major >= 8,
-                }
-            )
-    return TorchBuild(torch.__version__, torch.version.cuda, bool(devices)), devices
+    return TorchBuild(torch.__version__, torch.version.cuda, sees_gpu=False)
+
+
+def _cuda_devices() -> list[dict[str, Any]]:
+    """The GPUs that torch sees, as their backend describes them."""
+    from backends.cuda import CUDABackend
+
+    return [asdict(card) for card in CUDABackend.cards()]
 
 
 def _backends() -> dict[str, BackendState]:

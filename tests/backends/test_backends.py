@@ -4,6 +4,7 @@ import ast
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import backends
 from backends import BACKENDS, Availability, BackendError, DynamicShapes, Precision, resolve
 from backends.cpu import CPUBackend
-from backends.cuda import CUDABackend
+from backends.cuda import Card, CUDABackend
 from backends.hpu import HPUBackend
 from backends.shapes import StaticBuckets
 
@@ -210,6 +211,17 @@ def test_each_local_rank_has_its_own_card(monkeypatch: pytest.MonkeyPatch) -> No
     assert CUDABackend().device == torch.device("cuda", 3)
     monkeypatch.delenv("LOCAL_RANK")
     assert CUDABackend().device == torch.device("cuda", 0)
+
+
+def test_cards_are_described_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [SimpleNamespace(name="V100", total_memory=2**34, major=7, minor=0)]
+    seen += [SimpleNamespace(name="H200", total_memory=2**37, major=9, minor=0)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: seen[index])
+    assert CUDABackend.cards() == [Card("V100", 2**34, "7.0", False), Card("H200", 2**37, "9.0", True)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert CUDABackend.cards() == []
 
 
 def test_a_rank_that_sees_one_card_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
