@@ -123,7 +123,13 @@ class SFTDataArguments(DataArguments):
     """What supervised fine-tuning asks in addition."""
 
     max_seq_length: int = HfArg(
-        default=512, help="Longest example in tokens, prompt and answer; what is longer is cut."
+        default=512,
+        help="Longest example in tokens, prompt and answer; what is longer is cut (--long_examples).",
+    )
+    long_examples: Literal["truncate_right", "truncate_left"] = HfArg(
+        default="truncate_right",
+        help="Examples longer than --max_seq_length keep their first tokens (and lose the end of the answer), or their last "
+        "(and lose the beginning of the prompt). Both are counted.",
     )
     train_on_inputs: bool = HfArg(default=False, help="Learn the prompt too, not the answer alone.")
     task: Task = HfArg(

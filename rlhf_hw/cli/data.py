@@ -73,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
         default="drop",
         help="ppo: leave out longer prompts, or keep their last tokens (default: drop)",
     )
+    tokens.add_argument(
+        "--long_examples",
+        choices=("truncate_right", "truncate_left"),
+        default="truncate_right",
+        help="sft: longer examples keep their first tokens, or their last (default: truncate_right)",
+    )
     tokens.add_argument("--train_on_inputs", action="store_true", help="sft: prompts are targets too")
     preview.add_argument("--rows", type=int, default=3, help="how many rows to show (default: 3)")
     return parser
@@ -156,8 +162,9 @@ def _tokenize(
     rows: Dataset, tokenizer: "PreTrainedTokenizerBase", purpose: Purpose, arguments: argparse.Namespace
 ) -> Tokenized:
     if purpose == "sft":
+        side: Literal["right", "left"] = "left" if arguments.long_examples == "truncate_left" else "right"
         options = {"max_length": arguments.max_length, "train_on_inputs": arguments.train_on_inputs}
-        return for_sft(rows, tokenizer, **options)
+        return for_sft(rows, tokenizer, truncate=side, **options)
     if purpose == "reward":
         return for_reward(rows, tokenizer, max_length=arguments.max_length)
     cut: Literal["drop", "left"] = "left" if arguments.long_prompts == "truncate_left" else "drop"

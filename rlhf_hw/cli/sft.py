@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from backends.shapes import DynamicShapes, ShapePolicy, StaticBuckets
 from rlhf_hw.arguments.sft import SFTRun, parse_sft
@@ -74,12 +74,14 @@ def tokenized(session: Session, run: SFTRun, tokenizer: Any) -> tuple[Any, Any]:
     """(training set, evaluation set or None) as token ids; packed or concatenated where asked."""
     splits = session.splits("sft")
     data = run.data
+    truncate: Literal["left", "right"] = "left" if data.long_examples == "truncate_left" else "right"
     with session.main_process_first("tokenizing"):
         train, report = for_sft(
             shortened(session, run, splits.train, tokenizer),
             tokenizer,
             max_length=data.max_seq_length,
             train_on_inputs=data.train_on_inputs,
+            truncate=truncate,
             num_proc=data.preprocessing_num_workers,
         )
         evaluation = None
@@ -88,6 +90,7 @@ def tokenized(session: Session, run: SFTRun, tokenizer: Any) -> tuple[Any, Any]:
                 shortened(session, run, splits.validation, tokenizer),
                 tokenizer,
                 max_length=data.max_seq_length,
+                truncate=truncate,
                 num_proc=data.preprocessing_num_workers,
             )
         if data.dataset_concatenation:

@@ -59,13 +59,15 @@ def for_sft(
     *,
     max_length: int,
     train_on_inputs: bool = False,
+    truncate: Literal["right", "left"] = "right",
     num_proc: int | None = None,
 ) -> Tokenized:
     """Columns `input_ids`, `loss_mask` (1 where the token is a target): prompt + answer + EOS.
 
     Targets are the answer and its EOS; with `train_on_inputs` the prompt as well; with an example's
     `learn_all_turns` the assistant's earlier turns too. The first token follows nothing, so it never is one.
-    A longer row is cut at `max_length` (and then has no EOS); a row left without targets is dropped.
+    A longer row is cut at `max_length` (and then has no EOS), or with `truncate="left"` keeps its end (and its
+    beginning-of-sequence token); a row left without targets is dropped.
     """
 
     def tokenize(batch: Batch) -> Batch:
@@ -74,7 +76,15 @@ def for_sft(
             ids, answer_mask = row.prompt + row.answers[0], [1] * len(row.answers[0])
             mask = [1] * len(ids) if train_on_inputs else row.turn_mask + answer_mask
             truncated = len(ids) > max_length
-            ids, mask = ids[:max_length], [0, *mask[1:max_length]]
+            if truncated and truncate == "left":
+                begin = len(ids) - max_length + row.prefix_length
+                # the first token that is kept stands behind others than it was written behind: no target either
+                ids, mask = (
+                    ids[: row.prefix_length] + ids[begin:],
+                    [0] * row.prefix_length + [0, *mask[begin + 1 :]],
+                )
+            else:
+                ids, mask = ids[:max_length], [0, *mask[1:max_length]]
             if row.refusal:
                 out.drop(row.refusal)
             elif not any(mask):
@@ -90,7 +100,7 @@ def for_sft(
         return out.columns
 
     _require_eos(tokenizer)
-    options = (max_length, train_on_inputs)
+    options = (max_length, train_on_inputs, truncate)
     return _map(dataset, tokenizer, tokenize, SFT_FEATURES, "sft", options, num_proc)
 
 

@@ -136,6 +136,20 @@ def test_an_overlong_row_is_cut_has_no_eos_and_is_counted(tiny_tokenizer):
     assert (dataset[0]["input_ids"], report.truncated) == (whole, 0)
 
 
+def test_an_overlong_row_may_keep_its_end_and_its_bos(bos_tokenizer):
+    examples = canonical(Example("Q: " + "x" * 40, "the answer"), Example("Q: ", "a" * 40))
+    whole = for_sft(examples, bos_tokenizer, max_length=200).dataset
+    length = len(whole[0]["input_ids"]) - 5
+    dataset, report = for_sft(examples, bos_tokenizer, max_length=length, truncate="left")
+    assert report.truncated == 1 + (len(whole[1]["input_ids"]) > length)
+    bos = bos_tokenizer.bos_token_id
+    assert dataset[0]["input_ids"] == [bos, *whole[0]["input_ids"][6:]]
+    assert dataset[0]["loss_mask"] == [0, *whole[0]["loss_mask"][6:]]  # the answer is whole, and its EOS
+    end = for_sft(examples, bos_tokenizer, max_length=4, truncate="left").dataset[1]
+    assert end["input_ids"] == [bos, *whole[1]["input_ids"][-3:]]
+    assert end["loss_mask"] == [0, 0, 1, 1]  # nothing tells the first token that is kept
+
+
 def test_a_prompt_that_fills_the_row_leaves_nothing_to_learn_and_is_dropped(tiny_tokenizer):
     examples = canonical(Example("x" * 100, "a"), Example("Q", "a"))
     dataset, report = for_sft(examples, tiny_tokenizer, max_length=20)
@@ -280,6 +294,7 @@ def test_changed_data_tokenizer_or_options_are_tokenized_anew(saved_rows, tiny_t
     runs = [
         for_sft(rows, tiny_tokenizer, max_length=64),
         for_sft(rows, tiny_tokenizer, max_length=63),
+        for_sft(rows, tiny_tokenizer, max_length=64, truncate="left"),
         for_sft(rows, tiny_tokenizer, max_length=64, train_on_inputs=True),
         for_sft(rows, chatml_tokenizer, max_length=64),
         for_sft(saved_rows(answer="Yet"), tiny_tokenizer, max_length=64),

@@ -35,7 +35,12 @@ FLAGS["ppo"]["tokenizer_name_or_path"] = same("tokenizer_name")
 
 #: command → setting → value
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "sft": {**deepspeed_chat.DEFAULTS["sft"], "data_split": "4,4,2", "train_on_inputs": False},
+    "sft": {
+        **deepspeed_chat.DEFAULTS["sft"],
+        "data_split": "4,4,2",
+        "train_on_inputs": False,
+        "long_examples": "truncate_left",
+    },
     "reward": {
         **deepspeed_chat.DEFAULTS["reward"],
         "data_split": "4,4,2",
