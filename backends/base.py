@@ -94,6 +94,10 @@ class Backend(ABC):
     collective_backend: str
     #: launchers that can start several processes on it, the preferred one first
     launchers: tuple[str, ...]
+    #: whether weights can be held in 4 and 8 bits
+    quantizes = False
+    #: whether torch's optimizers, where they are not fused, take all weights at once (and need scratch memory for all)
+    optimizer_takes_all = True
 
     # Is it there
     @classmethod

@@ -36,6 +36,7 @@ class CPUBackend(Backend):
     device_type = "cpu"
     collective_backend = "gloo"
     launchers = ("torchrun", "accelerate")
+    optimizer_takes_all = False
 
     @classmethod
     def available(cls) -> Availability:

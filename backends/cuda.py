@@ -39,6 +39,7 @@ class CUDABackend(Backend):
     device_type = "cuda"
     collective_backend = "nccl"
     launchers = ("torchrun", "accelerate")
+    quantizes = True
 
     @classmethod
     def available(cls) -> Availability:

@@ -21,6 +21,7 @@ COMMANDS = {
     "judge": "win rate of answers against reference answers, by a chat model or a reward model",
     "score": "what a reward model gives to good and bad answers, and how often it is right",
     "perplexity": "how well a language model expects the answers of a data set",
+    "estimate": "the memory that a stage will take, before anything loads",
     "data": "look at a data set as the stages see it",
     "report": "draw a run's report again, or compare runs",
     "launch": "start a stage on all of this machine's accelerators, or on several machines",

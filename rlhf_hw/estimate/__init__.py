@@ -1,0 +1,1 @@
+"""How much memory a stage will take: its own passes, run on tensors without storage and counted."""
