@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--path", required=True, help="the model: a directory (whole, or an adapter) or a hub name")
     add("--compare", metavar="PATH", help="a second model, which answers the same messages beside the first")
     add("--tokenizer_name", help="take the tokenizer from here instead of from the model")
-    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cuda or hpu (default: auto)")
     add("--max_new_tokens", type=int, default=128, help="longest answer (default: 128)")
     add("--temperature", type=float, default=0.95, help="0 is greedy (default: 0.95)")
     add("--top_p", type=float, default=0.7, help="nucleus of this probability (default: 0.7)")

@@ -134,8 +134,17 @@ def is_adapter(name: str) -> bool:
 
 
 def adapter_base(name: str) -> str:
-    """Name or path of the base model that the adapter in directory `name` was trained on."""
-    return json.loads((Path(name) / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    """Name or path of the base model that the adapter in directory `name` was trained on.
+
+    A relative path is one from where training ran, as PEFT writes it. Where it leads nowhere from here, it is tried from
+    the folders above the adapter: training mostly ran in one of them.
+    """
+    base: str = json.loads((Path(name) / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    if not Path(base).is_dir():
+        for folder in Path(name).resolve().parents:
+            if (folder / base / "config.json").is_file() or is_adapter(str(folder / base)):
+                return str(folder / base)
+    return base
 
 
 def load_tokenizer(name: str, options: LoadOptions, *, use_fast: bool = True) -> Any:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.load import (
     LoadOptions,
+    adapter_base,
     check_model_path,
     load_policy,
     load_reward_model,
@@ -74,6 +75,26 @@ def test_adapters_on_adapters_are_read_back_as_they_were_trained(base: str, tmp_
         same(ppo(IDS).logits, sft(IDS).logits)
     ppo.save_pretrained(tmp_path / "ppo")
     same(policy(tmp_path / "ppo")(IDS).logits, ppo(IDS).logits)
+
+
+def test_a_relative_base_is_found_from_another_working_directory(
+    make_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained in steps/one on ../../base, then in steps/two on ../one/out, and chatted with from elsewhere."""
+    for step in ("one", "two"):
+        (tmp_path / "steps" / step).mkdir(parents=True)
+    make_model().save_pretrained(tmp_path / "base")
+    for step, base in (("one", "../../base"), ("two", "../one/out")):
+        monkeypatch.chdir(tmp_path / "steps" / step)
+        trained_lora(policy(base), "CAUSAL_LM").save_pretrained("out")
+        assert adapter_base("out") == base
+    expected = policy("out")(IDS).logits
+    monkeypatch.chdir(tmp_path)
+    check_model_path("steps/two/out", "--path")
+    same(policy("steps/two/out")(IDS).logits, expected)
+    (tmp_path / "steps" / "one").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"is an adapter on \.\./one/out, and there is no such directory"):
+        check_model_path("steps/two/out", "--path")
 
 
 @torch.no_grad()
