@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +37,7 @@ def optimum_habana() -> Any:
     import optimum.habana
 
     _mend_checkpointing()
+    _mend_checkpointing_under_deepspeed()
     _mend_caches()
     _mend_opt_positions()
     return optimum.habana
@@ -77,6 +78,27 @@ def _mend_checkpointing() -> None:
         return plain(function, *args, use_reentrant=False, **kwargs)
 
     gradient_checkpointing.checkpoint = checkpoint
+
+
+def _mend_checkpointing_under_deepspeed() -> None:
+    """Let `--gradient_checkpointing` with `--deepspeed` hand on what a layer gives.
+
+    optimum-habana's trainer puts DeepSpeed's recomputation in the place of torch's just before it turns checkpointing on,
+    and makes a tuple of what that gives: of a layer's single tensor, a tuple of its rows. torch's own gives what the layer
+    gave.
+    """
+    from transformers import modeling_utils
+
+    plain = torch.utils.checkpoint.checkpoint
+    enable = modeling_utils.PreTrainedModel.gradient_checkpointing_enable
+
+    @wraps(enable)
+    def gradient_checkpointing_enable(self: Any, *args: Any, **kwargs: Any) -> None:
+        if getattr(modeling_utils.checkpoint, "__name__", "") == "hpu_deepspeed_checkpointing":
+            modeling_utils.checkpoint = torch.utils.checkpoint.checkpoint = plain
+        enable(self, *args, **kwargs)
+
+    modeling_utils.PreTrainedModel.gradient_checkpointing_enable = gradient_checkpointing_enable
 
 
 def _mend_caches() -> None:
