@@ -10,12 +10,13 @@ EMULATOR := hpu_emulator/setup.py hpu_emulator/pyproject.toml $(shell find hpu_e
 TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HPU_EMULATOR_QUIET=1
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
-.PHONY: help system demo bench test test-cuda test-hpu test-emulator acceptance lint format env clean
+.PHONY: help system demo bench test test-web test-cuda test-hpu test-emulator acceptance lint format env clean
 help:
 	@echo "make demo      base model to aligned model on the embedded example (about 5 minutes on two CPU cores)"
 	@echo "make test      the whole test-suite, on both stacks"
 	@echo "make test-cuda make test-hpu    … on one of them"
 	@echo "make test-emulator  the Gaudi emulator's own suite"
+	@echo "make test-web  the chat page in headless Chromium (about a minute)"
 	@echo "make acceptance  the demo, held to its promises (minutes)"
 	@echo "make lint      formatting, lint and types"
 	@echo "make system    programs of the system that the tests start: mpirun, ip, pdsh (Debian and Ubuntu, as root)"
@@ -62,6 +63,15 @@ test-hpu: $(HPU)/.ready-emulator
 test-emulator: $(CUDA)/.ready-emulator $(HPU)/.ready-emulator
 	cd hpu_emulator && $(TEST) ../$(HPU)/bin/python -m pytest $(PYTEST_FLAGS)
 	cd hpu_emulator && $(TEST) ../$(CUDA)/bin/python -m pytest $(PYTEST_FLAGS) tests/test_native_trainer.py
+
+# The chat page in headless Chromium. gradio goes into a place of its own: nothing in the environment changes.
+test-web: $(CUDA)/.ready-dev build/web/.ready
+	@command -v chromedriver > /dev/null || { echo "missing; install: chromium chromium-driver (Debian's names)"; exit 1; }
+	PYTHONPATH=build/web $(TEST) $(CUDA)/bin/python -m pytest -m web tests/web
+build/web/.ready: $(CUDA)/.ready requirements-web.txt
+	rm -rf $(@D)
+	$(CUDA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r requirements-web.txt
+	touch $@
 
 # The demo from end to end, held to what the README promises of it.
 acceptance: $(CUDA)/.ready-dev

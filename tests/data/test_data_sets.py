@@ -273,6 +273,27 @@ FAULTS = {
         {"positive_passages": ["A passage."]},
         "an item of positive_passages is str, not an object",
     ),
+    "comparison, better answer": (
+        "GPT-4-LLM comparison_data.json",
+        {"completion_a": None},
+        "completion_a is null or missing",
+    ),
+    "comparison, instruction": ("GPT-4-LLM comparison_data_v2.json", {"user_input": 3}, "user_input is int"),
+    "comparison, answers": (
+        "GPT-4-LLM comparison_data_v2.json",
+        {"responses_and_scores": {"a": 9}},
+        "responses_and_scores is dict, not a list",
+    ),
+    "comparison, answer": (
+        "GPT-4-LLM comparison_data_v2.json",
+        {"responses_and_scores": ["a"]},
+        "an item of responses_and_scores is str, not an object",
+    ),
+    "comparison, no number": (
+        "GPT-4-LLM comparison_data_v2.json",
+        {"responses_and_scores": [{"response": "a", "score": float("nan")}]},
+        "a score is nan, not a number",
+    ),
     "comparison, score": (
         "GPT-4-LLM comparison_data_v2.json",
         {"responses_and_scores": [{"response": "a", "score": "9"}]},

@@ -1,9 +1,11 @@
 """GPT-4-LLM's comparison_data.json: `user_input` with answers that GPT-4 has scored (Peng et al. 2023, arXiv:2304.03277).
 
-Two shapes are in circulation: `responses_and_scores`, a list of {response, source, score}, of which the best and the
-worst become the pair; and `completion_a` (the better), `completion_b`. The prompt is Alpaca's, as for the answers.
+Two shapes are in circulation: `completion_a` (the better by the set's README), `completion_b`; and, later,
+`responses_and_scores`, a list of {response, source, score}, of which the best and the worst become the pair. The prompt is
+Alpaca's, as for the answers.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from rlhf_hw.data.example import Example, Message
@@ -16,7 +18,7 @@ def _scored(item: object) -> tuple[float, str]:
     if not isinstance(item, Mapping):
         raise MalformedRow(f"an item of responses_and_scores is {type(item).__name__}, not an object")
     score = item.get("score")
-    if isinstance(score, bool) or not isinstance(score, int | float):
+    if isinstance(score, bool) or not isinstance(score, int | float) or math.isnan(score):
         raise MalformedRow(f"a score is {score!r}, not a number")
     return score, text_or_none(item, "response") or ""
 
