@@ -86,7 +86,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 _TENSORBOARD = "`--report_to tensorboard`, into `--tensorboard_path`"
-_ONE_LORA = "with LoRA, its matrices alone train here, whether it is given or not"
+_ONE_LORA = (
+    "with LoRA, its matrices alone train here (and a reward or value head), whether it is given or not"
+)
 _HYBRID = "a rollout uses the training weights themselves, there is no second engine"
 
 _EVERY_STEP: dict[str, Flag] = {
@@ -238,7 +240,9 @@ def _adapter(said: Said, theirs: str, ours: str) -> Iterator[Settled]:
         yield Settled((size,), {"peft": "lora", "lora_rank": rank} if rank > 0 else {"peft": "none"})
         if rank > 0 and not held.get("only_optimize_lora"):
             yield Settled(
-                (size,), line="embeddings, norms and biases stay frozen (the original trained them too)"
+                (size,),
+                line="LoRA alone trains: embeddings, norms, biases, the head and layers without LoRA stay frozen (without "
+                "--only_optimize_lora the original trained them too)",
             )
     if not rank:
         for name in (names, rate):
