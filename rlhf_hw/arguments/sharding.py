@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from transformers.hf_argparser import HfArg
 
+from rlhf_hw.arguments.fsdp import FSDPPlan, launched_with_fsdp, plan_of_the_launch, read_plan
+from rlhf_hw.compat.training_flags import OPTIMIZERS
 from rlhf_hw.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 _OFF = ("", "false", "f", "no", "n", "0", "none")
 _BARE = ("true", "t", "yes", "y", "1")
+#: those of torch that were seen to train on shares as on whole weights
+_FSDP_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 
 
 @dataclass(kw_only=True)
@@ -79,6 +83,23 @@ def zero_stage(run: Run) -> int | None:
     if deepspeed_is_bare(said):
         return _stage_of(run.sharding) or 0
     return int(read_config(said).get("zero_optimization", {}).get("stage", 0))
+
+
+def fsdp_plan(run: Run) -> FSDPPlan | None:
+    """How FSDP shares out the model of a run: as its flags say, or else its launch; None without FSDP.
+
+    Raises:
+        UserError: a setting that there is not, or that cannot be followed.
+    """
+    training = run.training
+    if is_off(training.fsdp):
+        return plan_of_the_launch() if launched_with_fsdp() else None
+    return read_plan(
+        training.fsdp,
+        training.fsdp_config,
+        min_num_params=training.fsdp_min_num_params,
+        layer_class=training.fsdp_transformer_layer_cls_to_wrap,
+    )
 
 
 def _stage_of(sharding: ShardingArguments) -> int | None:
@@ -177,7 +198,8 @@ def check_sharding(run: Run) -> None:
         UserError: names the flag, what was found, what to do.
     """
     training, sharding = run.training, run.sharding
-    deepspeed, fsdp = not is_off(training.deepspeed), not is_off(training.fsdp)
+    deepspeed, plan = not is_off(training.deepspeed), fsdp_plan(run)
+    fsdp = plan is not None
     _check_launcher()
     if deepspeed and fsdp:
         raise UserError("--fsdp and --deepspeed: both were given, and each would shard the weights; give one")
@@ -193,11 +215,15 @@ def check_sharding(run: Run) -> None:
     _check_waiting(run)
     if not deepspeed and not fsdp:
         return
-    if fsdp:
-        raise UserError("--fsdp: sharding with FSDP is not supported yet; use --deepspeed --zero_stage 3")
     if deepspeed:
         _check_deepspeed(run)
-        _check_graphs(run)
+    else:
+        _check_fsdp(run)
+    _check_graphs(run, "DeepSpeed" if deepspeed else "FSDP")
+    if getattr(run.stage, "enable_ema", False):
+        raise UserError(
+            f"--enable_ema: weights that --{'deepspeed' if deepspeed else 'fsdp'} shares out cannot be averaged; leave one out"
+        )
     _check_whole(run, "--fsdp" if fsdp else "--zero_stage 3", shards_weights=fsdp or zero_stage(run) == 3)
     if not training.do_train:
         raise UserError(
@@ -216,22 +242,32 @@ def _check_waiting(run: Run) -> None:
             )
 
 
-def _check_graphs(run: Run) -> None:
+def _check_fsdp(run: Run) -> None:
+    if run.training.fp16:
+        raise UserError("--fsdp: fp16 is not supported with it; use bf16, or leave --fsdp out")
+    optimizer = OPTIMIZERS.get(run.training.optim, run.training.optim)
+    if optimizer not in _FSDP_OPTIMIZERS or run.training.adafactor:
+        found = "adafactor" if run.training.adafactor else optimizer
+        raise UserError(
+            f"--optim {found}: it was never tried on shares of weights; with --fsdp use one of {', '.join(_FSDP_OPTIMIZERS)}"
+        )
+
+
+def _check_graphs(run: Run, what: str) -> None:
     for name in ("use_hpu_graphs", "use_hpu_graphs_for_inference", "use_hpu_graphs_for_training"):
         if getattr(run.hardware, name, False):
             raise UserError(
-                f"--{name}: DeepSpeed moves weights and gradients between replays, which was never tried; leave it or "
-                "--deepspeed out"
+                f"--{name}: {what} moves weights and gradients between replays, which was never tried; leave it or "
+                f"--{what.lower()} out"
             )
 
 
 def _check_launcher() -> None:
     """accelerate's own configuration would shard behind the stage's back."""
-    for name in ("deepspeed", "fsdp"):
-        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() in _BARE:
-            raise UserError(
-                f"accelerate launch with {name}: the stages take it from their own flags; launch without, and give --{name}"
-            )
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in _BARE:
+        raise UserError(
+            "accelerate launch with deepspeed: the stages take it from their own flags; launch without, and give --deepspeed"
+        )
 
 
 def _check_deepspeed(run: Run) -> None:
@@ -262,9 +298,9 @@ def _check_whole(run: Run, flag: str, *, shards_weights: bool) -> None:
         return
     if run.model.quantization_bits() is not None:
         raise UserError(
-            f"{flag}: quantized weights cannot be sharded; use --zero_stage 2, or leave --qlora out"
+            f"{flag}: quantized weights cannot be sharded; use --deepspeed --zero_stage 2, or leave --qlora out"
         )
     if run.peft.peft not in (None, "lora"):
         raise UserError(
-            f"{flag}: --peft {run.peft.peft} reaches into the weights of the base; use --peft lora or --zero_stage 2"
+            f"{flag}: --peft {run.peft.peft} reaches into the weights of the base; use --peft lora or --deepspeed --zero_stage 2"
         )

@@ -7,14 +7,23 @@ import os
 import socket
 import warnings
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any
 
 from transformers import TrainerCallback
 
 from backends import Backend, Precision
 from backends.base import local_rank
+from rlhf_hw.arguments.fsdp import FSDPPlan, launched_with_fsdp
 from rlhf_hw.arguments.run import Run
-from rlhf_hw.arguments.sharding import PPOShardingArguments, deepspeed_config, is_off, zero_stage
+from rlhf_hw.arguments.sharding import (
+    PPOShardingArguments,
+    deepspeed_config,
+    fsdp_plan,
+    is_off,
+    zero_stage,
+)
+from rlhf_hw.compat.fsdp_through_accelerate import OWN_MARK, forget_fsdp, fsdp_arguments
 from rlhf_hw.errors import UserError
 
 _SHARED = {
@@ -26,11 +35,16 @@ _SHARED = {
 
 
 def sharding_arguments(run: Run, backend: Backend, precision: Precision) -> dict[str, Any]:
-    """Training arguments that follow from `--deepspeed` and `--fsdp`; DeepSpeed is told of the device.
+    """Training arguments that follow from `--deepspeed` and `--fsdp`; both libraries are told.
 
     With torch's autocast in DeepSpeed's hands the trainer must not ask for bf16 as well: transformers takes that for
     DeepSpeed's own bf16, which casts the weights.
     """
+    plan = fsdp_plan(run)
+    if plan is not None:
+        return _fsdp_arguments(plan, backend, precision)
+    if OWN_MARK in os.environ:
+        forget_fsdp()  # of a run before this one, in the same process
     config = deepspeed_config(run, precision.autocast)
     if config is None:
         return {"deepspeed": None}
@@ -48,6 +62,27 @@ def sharding_arguments(run: Run, backend: Backend, precision: Precision) -> dict
     if "torch_autocast" in config:
         arguments["bf16"] = False
     return arguments
+
+
+def _fsdp_arguments(plan: FSDPPlan, backend: Backend, precision: Precision) -> dict[str, Any]:
+    if precision.autocast == "fp16":
+        raise UserError("--fsdp: fp16 is not supported with it; use bf16, or leave --fsdp out")
+    if "RANK" not in os.environ:
+        os.environ.update(_alone())
+    arguments = fsdp_arguments(replace(plan, autocast=precision.autocast).as_config())
+    if plan.activation_checkpointing:
+        accepted = {field.name for field in fields(backend.training_arguments_class)}
+        newer, older = "activation_checkpointing", "gradient_checkpointing"
+        arguments[newer if newer in accepted else older] = True
+    return {"deepspeed": None, **arguments}
+
+
+def _fsdp_notes(run: Run, plan: FSDPPlan) -> list[str]:
+    notes = [plan.line, *plan.notes]
+    if launched_with_fsdp():
+        said = "its settings are taken" if is_off(run.training.fsdp) else "--fsdp was given too, and decides"
+        notes.insert(0, f"accelerate launch --use_fsdp: {said}")
+    return notes
 
 
 def check_configuration(args: Any) -> None:
@@ -68,9 +103,15 @@ def check_configuration(args: Any) -> None:
 
 def sharding_notes(run: Run) -> list[str]:
     """Lines on what is shared, and on flags that do not act as given."""
-    stage = zero_stage(run)
+    plan, stage = fsdp_plan(run), zero_stage(run)
+    if plan is not None:
+        return _fsdp_notes(run, plan)
     if stage is None:
-        return []
+        return [
+            f"--{name}: no effect without --fsdp"
+            for name in ("fsdp_config", "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap")
+            if getattr(run.training, name)
+        ]
     notes = [f"deepspeed: {_SHARED[stage]}"]
     sharding = run.sharding
     if isinstance(sharding, PPOShardingArguments) and sharding.critic_zero_stage is not None:

@@ -44,6 +44,8 @@ def make_training_arguments(
     kwargs.setdefault("ddp_find_unused_parameters", False)
     kwargs.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
     kwargs |= backend.training_argument_overrides() | training
+    for name in ("fsdp", "fsdp_config"):
+        kwargs.pop(name, None)
     kwargs |= sharding_arguments(run, backend, precision)
     if kwargs.get("eval_strategy", "no") == "no":
         kwargs.pop("load_best_model_at_end", None)

@@ -18,19 +18,25 @@ from backends import Backend
 from backends.cpu import CPUBackend
 from backends.shapes import DynamicShapes, ShapePolicy
 from rlhf_hw.compat.evaluated_first import forget_preparation
+from rlhf_hw.compat.fsdp_through_accelerate import take_fsdp
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.weights import load_weights_into, save_weights
 from rlhf_hw.models.wrapping import adapter_state, trunk, unwrap
 from rlhf_hw.rollout.sampling import mix_seed
 from rlhf_hw.run_files import last_checkpoint
+from rlhf_hw.trainers import fsdp
 from rlhf_hw.trainers.finished import empty_epoch_is_meant, nothing_left
 from rlhf_hw.trainers.metrics import RunningAverages, TokenRate
-from rlhf_hw.trainers.sharding import deepspeed_autocast, leave_models_whole
+from rlhf_hw.trainers.sharding import fsdp_plan, leave_models_whole, sharded_autocast
 
 if TYPE_CHECKING:
     from transformers import Trainer as TrainerBase
 else:
     TrainerBase = object
+
+
+#: the trainer's own name for it
+SCHEDULER_FILE = "scheduler.pt"
 
 
 def at_width(batch: dict[str, Any], length: int, width: int) -> dict[str, Any]:
@@ -166,11 +172,19 @@ class StageMixin(TrainerBase):
                     return super().train(resume_from_checkpoint, *args, **kwargs)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        take_fsdp(self, fsdp.is_shared)
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The base's; for DeepSpeed without empty groups, which it drops after the schedule has counted them.
 
         Where DeepSpeed's configuration names an optimizer, the base gives a stand-in without any groups.
         """
+        if self.is_fsdp_enabled and not fsdp.is_shared(self.model):
+            fsdp.share_out(
+                self.model, fsdp_plan(self), self.args.device
+            )  # the optimizer then has shares alone
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.is_deepspeed_enabled and hasattr(optimizer, "param_groups"):
             optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
@@ -263,8 +277,13 @@ class StageMixin(TrainerBase):
     @contextmanager
     def autocast(self) -> Iterator[None]:
         """The mixed precision of training, for forward passes outside of it: accelerate's, or the base trainer's own."""
-        with self.accelerator.autocast(), self.autocast_smart_context_manager(), deepspeed_autocast(self):
+        with self.accelerator.autocast(), self.autocast_smart_context_manager(), sharded_autocast(self):
             yield
+
+    def compute_loss_context_manager(self) -> Any:
+        if self.is_fsdp_enabled:
+            return sharded_autocast(self, training=True)
+        return super().compute_loss_context_manager()
 
     def _prepare_input(self, data: Any) -> Any:
         """To the device. The base casts inputs to the precision of DeepSpeed's weights, also what must stay in fp32:
@@ -281,6 +300,9 @@ class StageMixin(TrainerBase):
         if not self.warm:
             self._warm_up(model, inputs, num_items_in_batch)
         self.backend.end_graph()
+        if fsdp.is_shared(model):
+            # between micro-batches too each process keeps its share of the gradients, and not all of them
+            model.set_requires_gradient_sync(True)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.backend.end_graph()
         return loss
@@ -323,6 +345,31 @@ class StageMixin(TrainerBase):
         super().log(logs, *args, **kwargs)
 
     # Saving
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The base's; of a model that FSDP shares out the whole weights."""
+        if not fsdp.is_shared(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        state = fsdp.whole_state(self.model, kept=self.args.should_save)
+        self._save(output_dir, state_dict=state)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not fsdp.is_shared(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        fsdp.save_optimizer(self.model, self.optimizer, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not fsdp.is_shared(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        fsdp.load_optimizer(self.model, self.optimizer, checkpoint)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_FILE, weights_only=True))
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         model = unwrap(self.model)
         directory = Path(output_dir or self.args.output_dir)
@@ -348,14 +395,15 @@ class StageMixin(TrainerBase):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the weights of a checkpoint, bit for bit."""
         target = unwrap(model or self.model)
-        if hasattr(target, "load_weights"):
-            target.load_weights(resume_from_checkpoint)
-        else:
-            load_weights_into(target, resume_from_checkpoint)
+        with fsdp.taking_whole_weights(target):
+            if hasattr(target, "load_weights"):
+                target.load_weights(resume_from_checkpoint)
+            else:
+                load_weights_into(target, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         """Load the weights of the best checkpoint (`--load_best_model_at_end`)."""
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
             self._load_from_checkpoint(str(self.state.best_model_checkpoint))

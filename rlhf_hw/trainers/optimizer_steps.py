@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 
 def has_finite_gradients(model: nn.Module) -> bool:
-    """Whether no gradient of `model` holds inf or NaN. Waits for the device, once."""
-    sums = [weight.grad.sum(dtype=torch.float32) for weight in model.parameters() if weight.grad is not None]
+    """Whether no gradient of `model` holds inf or NaN; of one that is shared out, this process's part. Waits for the
+    device, once."""
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in gradients]
+    sums = [gradient.sum(dtype=torch.float32) for gradient in local]
     return not sums or bool(torch.isfinite(torch.stack(sums)).all())
 
 
@@ -28,6 +32,7 @@ class FiniteStepsOnly(TrainerCallback):
         on_step: called after each optimizer step, with whether it was taken.
         scaled: whether something else leaves such steps out.
         within_backward: whether gradients are to be looked at when the optimizer itself is about to step.
+        parts: whether each process has another part of the gradients, so that all must be asked.
     """
 
     def __init__(
@@ -38,12 +43,14 @@ class FiniteStepsOnly(TrainerCallback):
         *,
         scaled: bool,
         within_backward: bool,
+        parts: bool = False,
     ) -> None:
         self.model = model
         self.accelerator = accelerator
         self.on_step = on_step
         self.scaled = scaled
         self.within_backward = within_backward
+        self.parts = parts
         self.finite = True
 
     def on_train_begin(self, *_args: Any, optimizer: Any = None, **_kwargs: Any) -> None:
@@ -58,6 +65,9 @@ class FiniteStepsOnly(TrainerCallback):
 
     def _look(self) -> None:
         self.finite = self.scaled or has_finite_gradients(self.model)
+        if self.parts:
+            finite = torch.tensor(float(self.finite), device=self.accelerator.device)
+            self.finite = bool(self.accelerator.reduce(finite) == self.accelerator.num_processes)
         if not self.finite:
             self.model.zero_grad(set_to_none=True)  # no gradient, no step: no momentum and no decay either
 

@@ -297,7 +297,8 @@ class PPOMixin(StageMixin):
     def _finite_steps_only(self) -> FiniteStepsOnly:
         stage = zero_stage_of(self) if self.is_deepspeed_enabled else None
         steps = (self.model, self.accelerator, self._after_optimizer_step)
-        return FiniteStepsOnly(*steps, scaled=bool(self.args.fp16 or stage), within_backward=stage == 0)
+        scaled = bool(self.args.fp16 or stage)
+        return FiniteStepsOnly(*steps, scaled=scaled, within_backward=stage == 0, parts=self.is_fsdp_enabled)
 
     def _after_optimizer_step(self, taken: bool) -> None:
         """`taken`: False where a gradient was not finite. After an early stop there was no gradient, and no step."""

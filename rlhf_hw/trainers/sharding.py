@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from rlhf_hw.arguments.fsdp import FSDPPlan
 from rlhf_hw.models.wrapping import unwrap
+from rlhf_hw.trainers import fsdp
 
 
 def leave_models_whole() -> None:
@@ -34,8 +36,15 @@ def zero_stage_of(trainer: Any) -> int:
     return int(deepspeed_settings(trainer).get("zero_optimization", {}).get("stage", 0))
 
 
-def deepspeed_autocast(trainer: Any) -> Any:
-    """The context in which DeepSpeed's engine runs a forward pass, for those that go past it."""
+def fsdp_plan(trainer: Any) -> FSDPPlan:
+    """How FSDP shares out the model of a trainer that runs under it."""
+    return FSDPPlan.from_config(trainer.args.fsdp_config)
+
+
+def sharded_autocast(trainer: Any, *, training: bool = False) -> Any:
+    """The context in which DeepSpeed's engine runs a forward pass, for those that go past it; under FSDP, of all."""
+    if trainer.is_fsdp_enabled:
+        return fsdp.autocast(fsdp_plan(trainer), trainer.args.device, training=training)
     settings = deepspeed_settings(trainer).get("torch_autocast", {})
     if not settings.get("enabled"):
         return nullcontext()
@@ -52,7 +61,10 @@ def whole_weights(trainer: Any) -> Iterator[Any]:
     """
     model = unwrap(trainer.model)
     offload = _zero3_hooks(trainer)
-    if offload is not None:
+    if fsdp.is_shared(model):
+        with fsdp.gathered(model):
+            yield model
+    elif offload is not None:
         with _gathered_by_zero3(model, offload):
             yield model
     else:

@@ -6,7 +6,9 @@ python -m torch.distributed.run --nproc_per_node 2 sharded_stages.py DIRECTORY
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from tiny_models import tiny_model
 from tiny_runs import ppo_settings, ppo_trainer, reward_trainer, roles, sft_trainer, with_lora
 
 from backends.process_group import leave_process_group
+from rlhf_hw.arguments.fsdp import FSDPPlan
 from rlhf_hw.arguments.sharding import completed
+from rlhf_hw.compat.fsdp_through_accelerate import fsdp_arguments
 from rlhf_hw.trainers.sharding import whole_weights
 
 
@@ -30,9 +34,17 @@ def zero(stage: int, **more: Any) -> dict[str, Any]:
     return {"deepspeed": completed(config)}
 
 
-WAYS: dict[str, dict[str, Any]] = {
-    "ddp": {},
-    **{f"zero{stage}": zero(stage) for stage in range(4)},
+def fully_sharded(**plan: Any) -> dict[str, Any]:
+    """Training arguments for FSDP, and the environment that goes with them."""
+    return fsdp_arguments(FSDPPlan(**plan).as_config())
+
+
+#: to be called when the run before is forgotten
+WAYS: dict[str, Callable[[], dict[str, Any]]] = {
+    "ddp": dict,
+    **{f"zero{stage}": partial(zero, stage) for stage in range(4)},
+    "fsdp": fully_sharded,
+    "fsdp_by_size": partial(fully_sharded, units="size", min_num_params=2000, reshard_after_forward=False),
 }
 
 
@@ -47,8 +59,8 @@ def reward(directory: Path, **options: Any) -> Any:
     return reward_trainer(directory, tiny_model("qwen2", labels=1), max_steps=3, **options)
 
 
-def ppo(directory: Path, **options: Any) -> Any:
-    """A critic of its own, and all statistics over processes."""
+def ppo(directory: Path, *, adapter: bool = False, **options: Any) -> Any:
+    """A critic of its own, or an `adapter` with a value head; and all statistics over processes."""
     settings = ppo_settings(
         batch_size=4,
         mini_batch_size=2,
@@ -60,15 +72,34 @@ def ppo(directory: Path, **options: Any) -> Any:
         use_score_scaling=True,
         whiten_rewards=True,
     )
-    return ppo_trainer(directory, roles(separate=True), settings, world_size=2, **options)
+    return ppo_trainer(
+        directory, roles(adapter=adapter, separate=not adapter), settings, world_size=2, **options
+    )
 
 
-STAGES = {"sft": sft, "reward": reward, "ppo": ppo}
+STAGES: dict[str, Callable[..., Any]] = {
+    "sft": sft,
+    "reward": reward,
+    "ppo": ppo,
+    "ppo_lora": partial(ppo, adapter=True),
+}
+#: what is tried
+TRAINED = [
+    (stage, way) for stage in STAGES for way in WAYS if stage != "ppo_lora" or way in ("ddp", "zero3", "fsdp")
+]
 #: those that are also resumed from a checkpoint in their middle
-RESUMED = [("sft", "zero3"), ("reward", "zero1"), ("ppo", "zero2"), ("ppo", "zero3")]
+RESUMED = [
+    *(("sft", "zero3"), ("reward", "zero1"), ("ppo", "zero2"), ("ppo", "zero3")),
+    *(("sft", "fsdp"), ("reward", "fsdp_by_size"), ("ppo", "fsdp")),
+]
 OPTIMIZER = {"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto", "torch_adam": True}}
 #: where a gradient is no number; also with an optimizer that DeepSpeed's configuration names
-SPOILED = {"zero0": zero(0), "zero1": zero(1), "optimizer": zero(0, optimizer=OPTIMIZER)}
+SPOILED: dict[str, Callable[[], dict[str, Any]]] = {
+    "zero0": partial(zero, 0),
+    "zero1": partial(zero, 1),
+    "optimizer": partial(zero, 0, optimizer=OPTIMIZER),
+    "fsdp": fully_sharded,
+}
 #: optimizer steps to it
 MIDDLE = {"sft": 2, "reward": 2, "ppo": 8}
 
@@ -136,10 +167,12 @@ def watched(trainer: Any, gathers: dict[str, Any]) -> None:
     trainer.maker.generate_experience = experience
 
 
-def resumed_equals(whole: Any, make: Any, directory: Path, options: dict[str, Any]) -> dict[str, float]:
+def resumed_equals(
+    whole: Any, make: Any, directory: Path, options: Callable[[], dict[str, Any]]
+) -> dict[str, float]:
     """The largest difference of each weight between `whole`, a run that saved a checkpoint, and one resumed from there."""
     start_anew()
-    trainer = make(directory / "resumed", **options)
+    trainer = make(directory / "resumed", **options())
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
@@ -153,7 +186,7 @@ def resumed_equals(whole: Any, make: Any, directory: Path, options: dict[str, An
 def spoiled(directory: Path, way: str, step: int = 2) -> dict[str, Any]:
     """PPO where one process has a gradient that is no number, in one optimizer step: what became of it."""
     start_anew()
-    trainer = ppo(directory / f"spoiled-{way}", ddp_backend="gloo", **SPOILED[way])
+    trainer = ppo(directory / f"spoiled-{way}", ddp_backend="gloo", **SPOILED[way]())
     passes = []
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
@@ -161,7 +194,10 @@ def spoiled(directory: Path, way: str, step: int = 2) -> dict[str, Any]:
         return gradient * float("nan") if passes[-1] == step else gradient
 
     if trainer.accelerator.is_main_process:
-        next(iter(trainer.model.critic.parameters())).register_hook(spoil)
+        head = trainer.model.critic.model.score
+        head.register_forward_hook(
+            lambda _m, _i, out: out.register_hook(spoil) and None if out.requires_grad else None
+        )
     trainer.train()
     return {
         "finite": all(bool(weight.isfinite().all()) for weight in trainer.model.parameters()),
@@ -172,30 +208,33 @@ def spoiled(directory: Path, way: str, step: int = 2) -> dict[str, Any]:
 def main(directory: Path) -> None:
     """Write STAGE-WAY.pt (log lines, evaluation, what was gathered) and STAGE-WAY/ (what training saved)."""
     torch.set_num_threads(1)
-    for stage, make in STAGES.items():
-        for way, arguments in WAYS.items():
-            start_anew()
-            gathers: dict[str, Any] = {}
-            options = {"learning_rate": 1e-3, "max_grad_norm": 0.5, "ddp_backend": "gloo", **arguments}
-            if (stage, way) in RESUMED:
-                options |= {"save_strategy": "steps", "save_steps": MIDDLE[stage]}
-            trainer = make(directory / f"{stage}-{way}", **options)
-            if stage == "ppo":
-                watched(trainer, gathers)
-            trainer.train()
-            trainer.save_model()
-            evaluation = trainer.evaluate()
-            resumed = (
-                resumed_equals(trainer, make, directory / f"{stage}-{way}", options)
-                if (stage, way) in RESUMED
-                else None
-            )
-            everyone = [None] * 2
-            torch.distributed.all_gather_object(everyone, gathers)
-            if trainer.accelerator.is_main_process:
-                logs = [row for row in trainer.state.log_history if "loss" in row]
-                found = {"logs": logs, "evaluation": evaluation, "gathers": everyone, "resumed": resumed}
-                torch.save(found, directory / f"{stage}-{way}.pt")
+    for stage, way in TRAINED:
+        make = STAGES[stage]
+
+        def options(stage: str = stage, way: str = way) -> dict[str, Any]:
+            said = {"learning_rate": 1e-3, "max_grad_norm": 0.5, "ddp_backend": "gloo", **WAYS[way]()}
+            saved = {"save_strategy": "steps", "save_steps": MIDDLE[stage]} if (stage, way) in RESUMED else {}
+            return {**said, **saved}
+
+        start_anew()
+        gathers: dict[str, Any] = {}
+        trainer = make(directory / f"{stage}-{way}", **options())
+        if stage.startswith("ppo"):
+            watched(trainer, gathers)
+        trainer.train()
+        trainer.save_model()
+        evaluation = trainer.evaluate()
+        resumed = (
+            resumed_equals(trainer, make, directory / f"{stage}-{way}", options)
+            if (stage, way) in RESUMED
+            else None
+        )
+        everyone = [None] * 2
+        torch.distributed.all_gather_object(everyone, gathers)
+        if trainer.accelerator.is_main_process:
+            logs = [row for row in trainer.state.log_history if "loss" in row]
+            found = {"logs": logs, "evaluation": evaluation, "gathers": everyone, "resumed": resumed}
+            torch.save(found, directory / f"{stage}-{way}.pt")
     everyone = [None] * 2
     torch.distributed.all_gather_object(everyone, {way: spoiled(directory, way) for way in SPOILED})
     if torch.distributed.get_rank() == 0:

@@ -1,4 +1,4 @@
-"""Training is the same however DeepSpeed shares a model among two processes, and what it saves is whole."""
+"""Training is the same however DeepSpeed or FSDP shares a model among two processes, and what it saves is whole."""
 
 import importlib.util
 import os
@@ -16,8 +16,11 @@ if importlib.util.find_spec("deepspeed") is None:
 import sharded_stages
 
 pytestmark = pytest.mark.slow
-FILES = ("adapter_model.safetensors", "model.safetensors", "critic/model.safetensors")
-SHARED = [way for way in sharded_stages.WAYS if way != "ddp"]
+FILES = (
+    *("adapter_model.safetensors", "model.safetensors"),
+    *("critic/model.safetensors", "value_head.safetensors"),
+)
+SHARED = [(stage, way) for stage, way in sharded_stages.TRAINED if way != "ddp"]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +47,7 @@ def saved_files(directory: Path) -> list[str]:
     return [name for name in FILES if (directory / name).is_file()]
 
 
-@pytest.mark.parametrize("way", SHARED)
-@pytest.mark.parametrize("stage", sharded_stages.STAGES)
+@pytest.mark.parametrize(("stage", "way"), SHARED)
 def test_sharing_changes_no_number_of_a_training(trained: Path, stage: str, way: str) -> None:
     plain, shared = (torch.load(trained / f"{stage}-{name}.pt") for name in ("ddp", way))
     assert len(shared["logs"]) == len(plain["logs"]) == 3
@@ -61,8 +63,7 @@ def test_sharing_changes_no_number_of_a_training(trained: Path, stage: str, way:
                 assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
-@pytest.mark.parametrize("way", SHARED)
-@pytest.mark.parametrize("stage", sharded_stages.STAGES)
+@pytest.mark.parametrize(("stage", "way"), SHARED)
 def test_what_is_saved_is_whole_and_the_same(trained: Path, stage: str, way: str) -> None:
     plain, shared = trained / f"{stage}-ddp", trained / f"{stage}-{way}"
     files = saved_files(plain)
@@ -77,9 +78,11 @@ def test_what_is_saved_is_whole_and_the_same(trained: Path, stage: str, way: str
             )
 
 
-@pytest.mark.parametrize("way", SHARED)
-def test_a_rollout_gathers_the_weights_beforehand_and_no_process_waits_in_it(trained: Path, way: str) -> None:
-    ranks = torch.load(trained / f"ppo-{way}.pt")["gathers"]
+@pytest.mark.parametrize(("stage", "way"), [case for case in SHARED if case[0].startswith("ppo")])
+def test_a_rollout_gathers_the_weights_beforehand_and_no_process_waits_in_it(
+    trained: Path, stage: str, way: str
+) -> None:
+    ranks = torch.load(trained / f"{stage}-{way}.pt")["gathers"]
     assert [rank["rollouts"] for rank in ranks] == [3, 3]
     assert [rank["in a rollout"] for rank in ranks] == [0, 0]
     assert all(rank["whole"] for rank in ranks)
