@@ -310,7 +310,23 @@ def test_an_unknown_command_is_told_the_known_ones(run: Run, workplace: Path) ->
             ["--deepspeed", "--device", "hpu", "--use_hpu_graphs_for_training"],
             "--use_hpu_graphs_for_training: DeepSpeed",
         ),
-        (["--fsdp"], "--fsdp: sharding with FSDP is not supported yet"),
+        (["--fsdp", "full_shrad"], "--fsdp: there is no 'full_shrad'; give the bare flag, or full_shard"),
+        (["--fsdp", "full_shard shard_grad_op"], "--fsdp: full_shard and shard_grad_op were both given"),
+        (["--fsdp", "full_shard offload"], "--fsdp: offload is not supported with FSDP"),
+        (["--fsdp", "hybrid_shard"], "--fsdp: hybrid_shard (sharing within a machine only) is not supported"),
+        (["--fsdp", "no_shard"], "--fsdp: no_shard shares nothing"),
+        (["--fsdp", "--fsdp_config", "./nowhere.json"], "--fsdp_config: there is no file ./nowhere.json"),
+        (["--fsdp", "--fsdp_config", '{"layers": 1}'], "--fsdp_config: there is no setting 'layers'"),
+        (["--fsdp", "--fsdp_config", "{"], "--fsdp_config: line 1: not JSON"),
+        (
+            ["--fsdp", "--fsdp_min_num_params", "9", "--fsdp_transformer_layer_cls_to_wrap", "L"],
+            "--fsdp_config: transformer_layer_cls_to_wrap and min_num_params were both given",
+        ),
+        (["--fsdp", "--peft", "prompt"], "--fsdp: --peft prompt reaches into"),
+        (["--fsdp", "--optim", "adafactor"], "--optim adafactor: it was never tried on shares of weights"),
+        (["--fsdp", "--fp16"], "--fsdp: fp16 is not supported with it"),
+        (["--fsdp", "--do_eval"], "--fsdp: shards what training holds, and nothing is trained"),
+        (["--fsdp", "--device", "hpu", "--use_hpu_graphs_for_training"], "--use_hpu_graphs_for_training: FSDP"),
     ],
 )
 @pytest.mark.usefixtures("deepspeed")
@@ -332,5 +348,5 @@ def test_deepspeed_that_is_not_there(
 def test_what_accelerate_would_shard_behind_a_stage(
     refused: Callable[..., str], language_model_flags: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert "give --fsdp" in refused("sft", *language_model_flags, *OUT)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert "give --deepspeed" in refused("sft", *language_model_flags, *OUT)

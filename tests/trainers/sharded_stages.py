@@ -83,9 +83,12 @@ STAGES: dict[str, Callable[..., Any]] = {
     "ppo": ppo,
     "ppo_lora": partial(ppo, adapter=True),
 }
+_EACH = ("ddp", "zero0", "zero1", "zero2", "zero3")
 #: what is tried
 TRAINED = [
-    (stage, way) for stage in STAGES for way in WAYS if stage != "ppo_lora" or way in ("ddp", "zero3", "fsdp")
+    *((stage, way) for stage in ("sft", "reward", "ppo") for way in _EACH),
+    *(("sft", "fsdp"), ("reward", "fsdp_by_size"), ("ppo", "fsdp")),
+    *(("ppo_lora", "ddp"), ("ppo_lora", "fsdp")),
 ]
 #: those that are also resumed from a checkpoint in their middle
 RESUMED = [

@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
         text=True,
         check=False,
-        timeout=400,
+        timeout=580,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return directory
