@@ -136,6 +136,7 @@ def plan_of_the_launch(environ: Mapping[str, str] = os.environ) -> FSDPPlan:
     }
     if str(settings.get("version")) != "2":
         settings.pop("reshard_after_forward", None)  # there sharding_strategy says it
+    settings.pop("activation_checkpointing_offload", None)
     for name in _SETTLED:  # written whether or not anybody asked for it
         settings.pop(name, None)
     if str(settings.get("auto_wrap_policy", "")).lower() != "size_based_wrap":

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +18,6 @@ from backends import Backend
 from backends.cpu import CPUBackend
 from backends.shapes import DynamicShapes, ShapePolicy
 from rlhf_hw.compat.evaluated_first import forget_preparation
-from rlhf_hw.compat.fsdp_through_accelerate import take_fsdp
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.weights import load_weights_into, save_weights
 from rlhf_hw.models.wrapping import adapter_state, trunk, unwrap
@@ -26,17 +25,9 @@ from rlhf_hw.rollout.sampling import mix_seed
 from rlhf_hw.run_files import last_checkpoint
 from rlhf_hw.trainers import fsdp
 from rlhf_hw.trainers.finished import empty_epoch_is_meant, nothing_left
+from rlhf_hw.trainers.fully_sharded import FullySharded
 from rlhf_hw.trainers.metrics import RunningAverages, TokenRate
-from rlhf_hw.trainers.sharding import fsdp_plan, leave_models_whole, sharded_autocast
-
-if TYPE_CHECKING:
-    from transformers import Trainer as TrainerBase
-else:
-    TrainerBase = object
-
-
-#: the trainer's own name for it
-SCHEDULER_FILE = "scheduler.pt"
+from rlhf_hw.trainers.sharding import leave_models_whole, sharded_autocast
 
 
 def at_width(batch: dict[str, Any], length: int, width: int) -> dict[str, Any]:
@@ -117,7 +108,7 @@ class SeededByEpoch(Sampler[int]):
         yield from self.sampler
 
 
-class StageMixin(TrainerBase):
+class StageMixin(FullySharded):
     """Goes in front of `transformers.Trainer` or a class derived from it.
 
     A stage's loss is a sum over items (tokens or pairs) divided by the number of items in the *whole* optimizer
@@ -172,19 +163,11 @@ class StageMixin(TrainerBase):
                     return super().train(resume_from_checkpoint, *args, **kwargs)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def create_accelerator_and_postprocess(self) -> None:
-        super().create_accelerator_and_postprocess()
-        take_fsdp(self, fsdp.is_shared)
-
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The base's; for DeepSpeed without empty groups, which it drops after the schedule has counted them.
 
         Where DeepSpeed's configuration names an optimizer, the base gives a stand-in without any groups.
         """
-        if self.is_fsdp_enabled and not fsdp.is_shared(self.model):
-            fsdp.share_out(
-                self.model, fsdp_plan(self), self.args.device
-            )  # the optimizer then has shares alone
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.is_deepspeed_enabled and hasattr(optimizer, "param_groups"):
             optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
@@ -280,11 +263,6 @@ class StageMixin(TrainerBase):
         with self.accelerator.autocast(), self.autocast_smart_context_manager(), sharded_autocast(self):
             yield
 
-    def compute_loss_context_manager(self) -> Any:
-        if self.is_fsdp_enabled:
-            return sharded_autocast(self, training=True)
-        return super().compute_loss_context_manager()
-
     def _prepare_input(self, data: Any) -> Any:
         """To the device. The base casts inputs to the precision of DeepSpeed's weights, also what must stay in fp32:
         the log-probabilities that a ratio is made of."""
@@ -300,9 +278,6 @@ class StageMixin(TrainerBase):
         if not self.warm:
             self._warm_up(model, inputs, num_items_in_batch)
         self.backend.end_graph()
-        if fsdp.is_shared(model):
-            # between micro-batches too each process keeps its share of the gradients, and not all of them
-            model.set_requires_gradient_sync(True)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.backend.end_graph()
         return loss
@@ -345,31 +320,6 @@ class StageMixin(TrainerBase):
         super().log(logs, *args, **kwargs)
 
     # Saving
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The base's; of a model that FSDP shares out the whole weights."""
-        if not fsdp.is_shared(self.model):
-            super().save_model(output_dir, _internal_call)
-            return
-        state = fsdp.whole_state(self.model, kept=self.args.should_save)
-        self._save(output_dir, state_dict=state)
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not fsdp.is_shared(self.model):
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        fsdp.save_optimizer(self.model, self.optimizer, output_dir)
-        if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not fsdp.is_shared(self.model):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        fsdp.load_optimizer(self.model, self.optimizer, checkpoint)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_FILE, weights_only=True))
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         model = unwrap(self.model)
         directory = Path(output_dir or self.args.output_dir)

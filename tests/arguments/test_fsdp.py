@@ -13,7 +13,9 @@ def plan(said: Any = "true", config: Any = None, size: int = 0, layer: str | Non
     return read_plan(said, config, min_num_params=size, layer_class=layer)
 
 
-@pytest.mark.parametrize("said", ["true", True, "full_shard auto_wrap", "full_shard", ["full_shard"], "auto_wrap"])
+@pytest.mark.parametrize(
+    "said", ["true", True, "full_shard auto_wrap", "full_shard", ["full_shard"], "auto_wrap"]
+)
 def test_the_bare_flag_is_full_shard_layer_by_layer(said: Any) -> None:
     assert plan(said) == FSDPPlan(reshard_after_forward=True, units="layers")
 
@@ -38,7 +40,9 @@ def test_a_configuration_is_an_object_or_a_file_and_may_carry_accelerates_prefix
 
 
 def test_older_flags_say_what_is_gathered_at_once() -> None:
-    assert plan(size=300) == plan(config={"min_num_params": 300}) == FSDPPlan(units="size", min_num_params=300)
+    assert (
+        plan(size=300) == plan(config={"min_num_params": 300}) == FSDPPlan(units="size", min_num_params=300)
+    )
     assert plan(layer="LlamaDecoderLayer") == FSDPPlan(layer_classes=("LlamaDecoderLayer",))
     assert plan(config={"auto_wrap_policy": "NO_WRAP"}) == FSDPPlan(units="nothing")
 
@@ -59,11 +63,18 @@ def test_a_plan_survives_the_way_through_training_arguments() -> None:
 
 def test_accelerates_launch_is_read_from_its_environment() -> None:
     environ = {  # as accelerate writes it, for version 1 and for version 2
-        **{"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1", "FSDP_SHARDING_STRATEGY": "SHARD_GRAD_OP"},
-        **{"FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_OFFLOAD_PARAMS": "false"},
-        **{"FSDP_MIN_NUM_PARAMS": "100000000", "FSDP_FORWARD_PREFETCH": "false", "FSDP_USE_ORIG_PARAMS": "true"},
-        **{"FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP_SYNC_MODULE_STATES": "true"},
-        **{"FSDP_ACTIVATION_CHECKPOINTING": "false", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"},
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "1",
+        "FSDP_SHARDING_STRATEGY": "SHARD_GRAD_OP",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_OFFLOAD_PARAMS": "false",
+        "FSDP_MIN_NUM_PARAMS": "100000000",
+        "FSDP_FORWARD_PREFETCH": "false",
+        "FSDP_USE_ORIG_PARAMS": "true",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+        "FSDP_SYNC_MODULE_STATES": "true",
+        "FSDP_ACTIVATION_CHECKPOINTING": "false",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
         "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "false",
     }
     assert launched_with_fsdp(environ)
