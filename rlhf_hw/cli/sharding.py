@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from backends import Backend, Precision
@@ -69,6 +70,9 @@ def _fsdp_arguments(plan: FSDPPlan, backend: Backend, precision: Precision) -> d
         raise UserError("--fsdp: fp16 is not supported with it; use bf16, or leave --fsdp out")
     if "RANK" not in os.environ:
         os.environ.update(_alone())
+    if backend.device_type != "cpu":
+        # as PyTorch does when the model is shared out: "hpu" alone means the current device
+        torch.get_device_module(backend.device_type).set_device(local_rank())
     arguments = fsdp_arguments(replace(plan, autocast=precision.autocast).as_config())
     if plan.activation_checkpointing:
         accepted = {field.name for field in fields(backend.training_arguments_class)}

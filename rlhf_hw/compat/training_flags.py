@@ -69,7 +69,8 @@ _OUR_HELP = {
     "local_rank": "Taken, as DeepSpeed's launcher puts it in front; which process this is, launchers say in the environment.",
     "deepspeed": "Train with DeepSpeed. Bare: as --zero_stage and --offload say. With a JSON object or the path of one: that "
     'is DeepSpeed\'s configuration, in which "auto" follows the training flags.',
-    "fsdp": "Share weights, gradients and optimizer state by PyTorch's FSDP. Bare: full_shard auto_wrap.",
+    "fsdp": "Share weights, gradients and optimizer's state by PyTorch's FSDP (docs/sharding.md). Bare: full_shard, which gathers weights "
+    "again for the backward pass; shard_grad_op keeps them until it.",
     "hub_token": "Token to push with; written nowhere. Not said: the one models are read with.",
 }
 
