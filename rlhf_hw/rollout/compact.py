@@ -172,7 +172,7 @@ class _Batch:
     def prefill(self, most_tokens: int) -> torch.Tensor:
         """Run the prompts, at most about `most_tokens` at a time; logits [slots, V] of the first token of each answer."""
         logits = []
-        for start, stop in _prefill_parts(self.lengths, most_tokens):
+        for start, stop in prefill_parts(self.lengths, most_tokens):
             rows, first = slice(start, stop), self.prompt_width - max(self.lengths[start:stop])
             self.cache.open(rows, first)
             mask = self.mask[rows, first : self.end]
@@ -214,7 +214,7 @@ class _Batch:
         return self.model(**inputs, use_cache=True, return_dict=True).logits[:, -1]
 
 
-def _prefill_parts(lengths: Sequence[int], most_tokens: int) -> Iterator[tuple[int, int]]:
+def prefill_parts(lengths: Sequence[int], most_tokens: int) -> Iterator[tuple[int, int]]:
     """Rows (from, to) that run together, of `lengths` in descending order: at least one row, else within `most_tokens`."""
     start = 0
     while start < len(lengths):

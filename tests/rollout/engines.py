@@ -7,16 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from backends.base import DecodingOptions
+from backends.hpu import HPUBackend
 from rlhf_hw.rollout.compact import CompactEngine
 from rlhf_hw.rollout.generate import GenerateEngine
 
 
 def _on_a_gaudi(tokenizer: Any, **options: Any) -> GenerateEngine:
     """As PPO there: one width of prompts, one of answers."""
-    from backends.hpu import HPUBackend
-
     backend = HPUBackend()
-    backend.prepare()
     shapes = options.pop("shapes", None) or backend.rollout_shapes([8], 12)
     return GenerateEngine(tokenizer, shapes, options=backend.generation_options(), **options)
 
@@ -32,6 +30,8 @@ ENGINES: dict[str, Callable[..., Any]] = {
     ),
     "hpu": _on_a_gaudi,
 }
-#: set to run the suite on another device (optimum-habana patches transformers, so it needs a process of its own)
+#: set to run the suite on another device (tests/hpu/test_rollout_conformance.py does)
 DEVICE = os.environ.get("CONFORMANCE_DEVICE", "cpu")
+if DEVICE == "hpu":
+    HPUBackend().prepare()  # before models are made: optimum-habana puts its own in their places
 NAMES = ["hpu"] if DEVICE == "hpu" else [name for name in ENGINES if name != "hpu"]

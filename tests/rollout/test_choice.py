@@ -6,7 +6,6 @@ from typing import Any
 
 import peft
 import pytest
-import torch
 from tiny_models import tiny_model
 from transformers import MambaConfig, MambaForCausalLM
 
@@ -50,14 +49,3 @@ def test_a_gaudi_refuses_shapes_that_change() -> None:
     assert HPUBackend().rollout_engine().value == "generate"
     with pytest.raises(BackendError, match="--rollout_engine compact: its shapes change"):
         HPUBackend().decoding_options()
-
-
-def test_the_cache_holds_what_autocast_multiplies(word_tokenizer: Any) -> None:
-    """Keys come from rotation in fp32; kept so, all of them would be cast again at every step."""
-    from rlhf_hw.rollout.kv_cache import PreallocatedCache
-
-    model, cache = tiny_model(), PreallocatedCache(1, 4)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        model(torch.tensor([[5, 6]]), past_key_values=cache, use_cache=True)
-    assert {part.dtype for layer in cache.layers for part in layer.storage or ()} == {torch.bfloat16}
-    assert cache.get_seq_length() == 2

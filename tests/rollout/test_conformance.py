@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from decoders import DECODERS, decoder
-from engines import DEVICE, ENGINES, NAMES
+from engines import DEVICE, NAMES
 from tiny_models import tiny_model
 
 from backends.shapes import DynamicShapes, RolloutShapes
@@ -86,41 +86,28 @@ def eager_to_end(model: Any, likely: int = 2, strength: float = 40.0) -> Any:
     return model
 
 
+@torch.no_grad()
+def plain_answer(model: Any, prompt: list[int], most: int = 12) -> list[int]:
+    """The greedy answer of `generate` to one prompt; on another device, by whole forward passes without a cache."""
+    if DEVICE == "cpu":
+        inputs = {"input_ids": torch.tensor([prompt]), "attention_mask": torch.ones(1, len(prompt))}
+        found = model.generate(**inputs, do_sample=False, max_new_tokens=most, pad_token_id=0)
+        return found[0, len(prompt) :].tolist()
+    answer: list[int] = []
+    while len(answer) < most and not set(answer[-1:]) & set(model.generation_config.eos_token_id):
+        ids = torch.tensor([prompt + answer], device=DEVICE)
+        answer.append(int(model(ids, use_cache=False).logits[0, -1].argmax()))
+    return answer
+
+
 # Which tokens
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_answers_are_those_of_plain_generate(engine: Engine, word_tokenizer: Any, name: str) -> None:
     model = decoder(name)
     model.generation_config.eos_token_id = [2, *range(60, 70)]
-    plain = [
-        model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt)),
-            do_sample=False,
-            max_new_tokens=12,
-            pad_token_id=0,
-        )[0, len(prompt) :].tolist()
-        for prompt in PROMPTS
-    ]
-    assert answers(engine, model.to(DEVICE), word_tokenizer, temperature=0.0) == plain
-
-
-@pytest.mark.skipif(DEVICE == "hpu", reason="another device rounds otherwise")
-@pytest.mark.parametrize("name", MODELS)
-def test_drawn_answers_are_those_of_the_reference_engine(word_tokenizer: Any, name: str) -> None:
-    """With every setting of `Sampling`, and answers that end at different steps."""
-    model = policy(name)
-    ends = frozenset(range(80, 96))
-    prompts = [*PROMPTS, list(range(4, 24)), [9, 5] * 4, [50], list(range(40, 49))]
-    for how in (
-        {"end_tokens": ends},
-        {"end_tokens": ends, "min_new_tokens": 4, "temperature": 1.5, "top_k": 20, "top_p": 0.9},
-        {"end_tokens": ends, "temperature": 0.7, "repetition_ngram": 2, "max_new_tokens": 24},
-        {"temperature": 0.0, "repetition_ngram": 3, "min_new_tokens": 12},
-    ):
-        expected = answers(ENGINES["generate"], model, word_tokenizer, prompts, range(8), **how)
-        for kind in ("compact", "compact-late"):
-            found = answers(ENGINES[kind], model, word_tokenizer, prompts, range(8), **how)
-            assert found == expected, (kind, how)
+    model = model.to(DEVICE)
+    plain = [plain_answer(model, prompt) for prompt in PROMPTS]
+    assert answers(engine, model, word_tokenizer, temperature=0.0) == plain
 
 
 @pytest.mark.parametrize("name", ["llama", "opt", "mistral"] if DEVICE == "cpu" else ["llama"])
@@ -160,26 +147,25 @@ def test_tokens_are_drawn_from_the_softmax(engine: Engine, word_tokenizer: Any, 
     model = policy(name)
     expected = probabilities(model, [5, 9])
     assert (expected > 1e-3).sum() > 20
-    draws = 10_000 if name == "llama" else 3_000
-    assert_drawn_from(next_token_counts(engine, model, word_tokenizer, [5, 9], draws), expected)
+    assert_drawn_from(next_token_counts(engine, model, word_tokenizer, [5, 9], 4_000), expected)
 
 
 @quick_engines
 def test_temperature_top_k_and_top_p_shape_the_distribution(engine: Engine, word_tokenizer: Any) -> None:
     model = policy()
     warm = probabilities(model, [5, 9], temperature=1.5)
-    assert_drawn_from(next_token_counts(engine, model, word_tokenizer, [5, 9], 6_000, temperature=1.5), warm)
+    assert_drawn_from(next_token_counts(engine, model, word_tokenizer, [5, 9], 3_000, temperature=1.5), warm)
 
     plain = probabilities(model, [5, 9])
     best = plain.topk(7).indices
     top_k = torch.zeros(96).scatter(0, best, plain[best])
-    counts = next_token_counts(engine, model, word_tokenizer, [5, 9], 6_000, top_k=7)
+    counts = next_token_counts(engine, model, word_tokenizer, [5, 9], 3_000, top_k=7)
     assert_drawn_from(counts, top_k / top_k.sum())
 
     ordered, order = plain.sort(descending=True)
     kept = order[: int((ordered.cumsum(0) < 0.6).sum()) + 1]
     top_p = torch.zeros(96).scatter(0, kept, plain[kept])
-    counts = next_token_counts(engine, model, word_tokenizer, [5, 9], 6_000, top_p=0.6)
+    counts = next_token_counts(engine, model, word_tokenizer, [5, 9], 3_000, top_p=0.6)
     assert_drawn_from(counts, top_p / top_p.sum())
 
 

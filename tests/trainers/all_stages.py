@@ -16,6 +16,10 @@ from tiny_models import tiny_model
 from tiny_runs import ppo_settings, ppo_trainer, reward_trainer, roles, sft_trainer, text_blocks, weights
 
 from backends.process_group import leave_process_group
+from rlhf_hw.rollout.compact import CompactEngine
+from rlhf_hw.rollout.engine import Sampling
+from rlhf_hw.rollout.generate import GenerateEngine
+from rlhf_hw.trainers.sharding import whole_weights
 
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -53,8 +57,20 @@ def ppo(directory: Path, **options: Any) -> Any:
 STAGES = {"sft": sft, "reward": reward, "ppo": ppo}
 
 
+def longest_answers(trainer: Any) -> dict[str, list[int]]:
+    """Of each process, by engine: answers end at the first token on the first process, and at the twelfth on the others."""
+    first, prompts = trainer.accelerator.process_index == 0, [[5, 9, 13], [7]]
+    ends = Sampling(12, end_tokens=frozenset(range(96))) if first else Sampling(12, min_new_tokens=12)
+    found = {}
+    for engine in (GenerateEngine, CompactEngine):
+        with whole_weights(trainer) as model:
+            rollout = engine(trainer.processing_class).generate(model.policy, prompts, ends, [1, 2])
+        found[engine.__name__] = trainer.accelerator.gather(rollout.response_lengths.max()[None]).tolist()
+    return found
+
+
 def main(directory: Path) -> None:
-    """Write STAGE.pt: the weights, the log lines, and an evaluation."""
+    """Write STAGE.pt: the weights, the log lines, an evaluation, and PPO's longest answers."""
     torch.set_num_threads(1)
     options = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant"}
     if WORLD > 1:
@@ -63,10 +79,16 @@ def main(directory: Path) -> None:
         trainer = stage(directory / name, **options)
         trainer.evaluate()  # as the commands do
         trainer.train()
+        longest = longest_answers(trainer) if name == "ppo" else {}
         evaluation = trainer.evaluate()
         if trainer.accelerator.is_main_process:
             logs = [row for row in trainer.state.log_history if "loss" in row]
-            found = {"weights": weights(trainer.model), "logs": logs, "evaluation": evaluation}
+            found = {
+                "weights": weights(trainer.model),
+                "logs": logs,
+                "evaluation": evaluation,
+                "longest": longest,
+            }
             torch.save(found, directory / f"{name}.pt")
     leave_process_group()
 

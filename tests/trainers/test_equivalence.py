@@ -187,3 +187,10 @@ def test_two_processes_evaluate_as_one(one_and_two_processes: tuple[Path, Path],
     for name, value in one.items():
         if not name.endswith(("runtime", "per_second", "_time")):
             assert two[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_processes_may_roll_out_for_different_lengths(one_and_two_processes: tuple[Path, Path]) -> None:
+    """None waits in a rollout for another, whichever engine draws."""
+    longest = torch.load(one_and_two_processes[1] / "ppo.pt")["longest"]
+    assert longest == {"GenerateEngine": [1, 12], "CompactEngine": [1, 12]}
