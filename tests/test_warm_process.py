@@ -52,6 +52,26 @@ def test_a_program_is_as_in_a_process_of_its_own(
     assert "GIVEN" not in os.environ
 
 
+def test_a_program_reads_what_is_typed_and_runs_where_it_is_told_to(
+    warm: WarmProcess, tmp_path: Path
+) -> None:
+    program, output, typed = tmp_path / "program.py", tmp_path / "output", tmp_path / "typed"
+    program.write_text("import os; print(os.getcwd(), input(), input())")
+    typed.write_text("first\nsecond\n")
+    place = tmp_path / "place"
+    place.mkdir()
+    environment = dict(os.environ)
+    ended = [
+        warm.run(program, environment=environment, output=output, timeout=60, directory=place, typed=file)
+        for file in (typed, None)
+    ]
+    assert ended == [0, 1]  # without it there is nothing to read
+    assert "EOFError" in output.read_text()
+    warm.run(program, environment=environment, output=output, timeout=60, directory=place, typed=typed)
+    assert output.read_text() == f"{place} first second\n"
+    assert Path.cwd() != place
+
+
 def test_a_program_that_does_not_end_is_ended(warm: WarmProcess, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)

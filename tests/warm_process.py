@@ -34,9 +34,18 @@ class WarmProcess:
         )
 
     def run(
-        self, program: Path, *arguments: str, environment: Mapping[str, str], output: Path, timeout: float
+        self,
+        program: Path,
+        *arguments: str,
+        environment: Mapping[str, str],
+        output: Path,
+        timeout: float,
+        directory: Path | None = None,
+        typed: Path | None = None,
     ) -> int:
         """Exit status of a program, 128+N where signal N ended it; `output` gets what it prints.
+
+        It runs in `directory`, and reads the file `typed` as standard input; without one there is nothing to read.
 
         Raises:
             TimeoutError: it took longer than `timeout` seconds, and was killed.
@@ -46,6 +55,8 @@ class WarmProcess:
             "environment": dict(environment),
             "output": str(output),
             "timeout": timeout,
+            "directory": str(directory or Path.cwd()),
+            "typed": str(typed or os.devnull),
         }
         assert self._server.stdin is not None
         assert self._server.stdout is not None
@@ -63,7 +74,7 @@ class WarmProcess:
         """End it."""
         assert self._server.stdin is not None
         self._server.stdin.close()
-        self._server.wait(timeout=30)
+        self._server.wait(timeout=120)
 
 
 @contextlib.contextmanager
@@ -85,7 +96,8 @@ def serve(preload: str) -> None:
         request = json.loads(line)
         process = os.fork()
         if process == 0:
-            become(request["words"], request["environment"], request["output"])
+            os.chdir(request["directory"])
+            become(request["words"], request["environment"], request["output"], request["typed"])
         answers.write(json.dumps(wait(process, request["timeout"])) + "\n")
         answers.flush()
 
@@ -105,12 +117,12 @@ def wait(process: int, timeout: float) -> int | None:
         time.sleep(0.01)
 
 
-def become(words: Sequence[str], environment: Mapping[str, str], output: str) -> NoReturn:
+def become(words: Sequence[str], environment: Mapping[str, str], output: str, typed: str) -> NoReturn:
     """In a fork: be `python words…`."""
     os.setsid()
     file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for number, source in ((0, nothing), (1, file), (2, file)):
+    given = os.open(typed, os.O_RDONLY)
+    for number, source in ((0, given), (1, file), (2, file)):
         os.dup2(source, number)
     os.environ.clear()
     os.environ.update(environment)
@@ -133,3 +145,4 @@ def become(words: Sequence[str], environment: Mapping[str, str], output: str) ->
 
 if __name__ == "__main__":
     serve(sys.argv[1])
+    os._exit(0)  # taking apart all that was imported takes seconds

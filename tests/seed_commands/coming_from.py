@@ -1,9 +1,21 @@
-"""The tables of docs/coming-from.md, made from the dialects: `python tests/seed_commands/coming_from.py` writes them anew."""
+"""The tables of docs/coming-from.md, made from the dialects and from record.json.
+
+`python tests/seed_commands/coming_from.py` writes them anew.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+
+import record
+import seed_000
+import seed_001
+import seed_002
+import seed_002_habana
+import seed_003
+import seed_004
+from commands import SeedCommand
 
 from rlhf_hw.arguments.dialects.dialect import Flag
 from rlhf_hw.arguments.dialects.recognise import DIALECTS
@@ -11,13 +23,63 @@ from rlhf_hw.arguments.translation import shown
 
 PAGE = Path(__file__).parents[2] / "docs" / "coming-from.md"
 _PLACE = re.compile(r"<!-- flags: (\S+) (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+_RAN = re.compile(r"<!-- ran -->\n.*?<!-- end -->", re.DOTALL)
+
+#: A system → its commands, in the order of its page.
+SYSTEMS: dict[str, list[SeedCommand]] = {
+    "alpaca-rlhf": seed_000.COMMANDS,
+    "DeepSpeed-Chat": seed_001.COMMANDS,
+    "neural_chat": [*seed_002.COMMANDS, *seed_002_habana.COMMANDS],
+    "AlpacaFarm with LoRA": seed_003.COMMANDS,
+    "simple-rlhf": seed_004.COMMANDS,
+}
+#: Commands that are for one kind of hardware: not run on the other.
+ON_ONE_DEVICE = {
+    **{command.name: "cpu" for command in seed_002.COMMANDS if command.stage != "merge"},
+    **{command.name: "hpu" for command in seed_002_habana.COMMANDS},
+}
+HEADINGS = {
+    "cpu current": "CPU, current stack",
+    "cpu gaudi": "CPU, Gaudi stack",
+    "hpu current": "emulated HPU, current stack",
+    "hpu gaudi": "emulated HPU, Gaudi stack",
+}
+
+
+def columns_of(command: SeedCommand) -> list[str]:
+    """Where the tests run a command."""
+    device = ON_ONE_DEVICE.get(command.name)
+    return [column for column in record.COLUMNS if device is None or column.startswith(device)]
 
 
 def filled(page: str) -> str:
-    """The page with every `<!-- flags: DIALECT COMMAND -->` … `<!-- end -->` filled in."""
+    """The page with `<!-- ran -->` and every `<!-- flags: DIALECT COMMAND -->` filled in, each up to its `<!-- end -->`."""
+    page = _RAN.sub(lambda _: f"<!-- ran -->\n{ran()}<!-- end -->", page)
     return _PLACE.sub(
         lambda place: f"<!-- flags: {place[1]} {place[2]} -->\n{tables(place[1], place[2])}<!-- end -->", page
     )
+
+
+def ran() -> str:
+    """The commands that the tests run: where, how, and what they left."""
+    kept = record.read()
+    lines = [f"| command | {' | '.join(HEADINGS.values())} | left | changed |"]
+    lines.append("|---|" + "---|" * (len(HEADINGS) + 2))
+    for system, commands in SYSTEMS.items():
+        for command in commands:
+            found = kept[command.name]
+            cells = [_processes(found.get(column)) for column in record.COLUMNS]
+            (left,) = {", ".join(one["left"]) for one in found.values()}
+            (changed,) = {", ".join(f"`{flag}`" for flag in one["changed"]) for one in found.values()}
+            what = f"{system}, {command.name[4:]}: `{command.their_script()}`"
+            lines.append(f"| {what} | {' | '.join(cells)} | {left} | {changed} |")
+    return "\n".join([*lines, ""])
+
+
+def _processes(one: record.Ran | None) -> str:
+    if one is None:
+        return "–"
+    return str(one["processes"]) if one["by"] == "plain" else f"{one['processes']} by {one['by']}"
 
 
 def tables(dialect: str, command: str) -> str:

@@ -1,4 +1,4 @@
-"""A working directory where the names in the seeds' commands exist: tiny models and few rows, under their hub names."""
+"""A working directory where the names in the seeds' commands exist: tiny models and few rows, under those names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROMPTS = {
 
 
 def make_places(root: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Models and data of seeds 000, 001 and 003."""
+    """Models and data of seeds 000, 001, 003 and 004; for the last one `root` is the folder of its `train.py`."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -43,6 +43,9 @@ def make_places(root: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         "sft10k/dir": llama,
         "facebook/opt-1.3b": opt,
         "facebook/opt-350m": opt,
+        "facebook/opt-13b": opt,
+        "opt-1.3b": opt,
+        "Atom-7B": llama,
     }.items():
         model.save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
@@ -50,6 +53,11 @@ def make_places(root: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     reward.save_pretrained(root / "reward-model-human/dir")
     tokenizer.save_pretrained(root / "reward-model-human/dir")
     _make_data(root)
+    for step in ("step1_supervised", "step2_reward_model", "step3_rlhf"):
+        folder = root / "training" / f"{step}_finetuning"
+        folder.mkdir(parents=True)
+        for name in ("facebook", "Dahoas"):
+            (folder / name).symlink_to(root / name)
 
 
 def _make_data(root: Path) -> None:
@@ -66,12 +74,14 @@ def _make_data(root: Path) -> None:
         _write(root / "Dahoas" / name / "test.jsonl", pairs[:10])
     _write(root / "Dahoas" / PAIRS[2] / "train.jsonl", pairs)
     _write(root / "yitingxie" / "rlhf-reward-datasets" / "train.jsonl", pairs)
+    _write(root / "rm-static-zh" / "train.jsonl", pairs)
     turns = [{"instruction": f"Human: Say {n}. Assistant: ", "output": f"{n}."} for n in range(8)]
     _write(root / "MultiTurnAlpaca" / "train.jsonl", turns)
     farm = root / "tatsu-lab" / "alpaca_farm" / "alpaca_instructions"
     rows = [{"instruction": f"Say {n}.", "input": "loudly" * (n % 2), "output": str(n)} for n in range(8)]
     _write(farm / "unlabeled.json", rows, lines=False)
     _write(farm / "val.json", rows[:4], lines=False)
+    _write(root / "downloaded" / "alpaca_farm_evaluation.json", rows[:4], lines=False)
     (root / "examples" / "prompts").mkdir(parents=True)
     (root / "examples" / "prompts" / "v0_inputs_noinputs.json").write_text(json.dumps(PROMPTS))
 

@@ -1,4 +1,4 @@
-"""The training commands of seed 000 (alpaca-rlhf), as its page has them; its bootstrap script hands them to DeepSpeed."""
+"""The commands of seed 000 (alpaca-rlhf), as its page has them; its bootstrap script hands those of training to DeepSpeed."""
 
 from __future__ import annotations
 
@@ -127,4 +127,18 @@ PPO = SeedCommand(
         "--critic_model_name_or_path /root/autodl-tmp/rlhf/critic: here --reward_model_name",
     ),
 )
-COMMANDS = [SFT, REWARD, PPO]
+CHAT_RLHF = SeedCommand(
+    "000 chat, RLHF",
+    "chat",
+    None,
+    "nohup sh run_inference.sh 0 alpaca_rlhf/inference/llama_chatbot_gradio.py "
+    "--path /root/autodl-tmp/rlhf/final/actor > rlhf_inference.log 2>&1 &",
+)
+CHAT_SFT = SeedCommand(
+    "000 chat, SFT",
+    "chat",
+    None,
+    "nohup sh run_inference.sh 1 alpaca_rlhf/inference/llama_chatbot_gradio.py "
+    "--path /root/autodl-tmp/rlhf/actor > rlhf_inference.log 2>&1 &",
+)
+COMMANDS = [SFT, REWARD, PPO, CHAT_RLHF, CHAT_SFT]

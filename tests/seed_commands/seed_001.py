@@ -1,4 +1,4 @@
-"""The training commands of seed 001 (DeepSpeed-Chat in its older spellings), as its page has them."""
+"""The commands of seed 001 (DeepSpeed-Chat in its older spellings), as its page has them."""
 
 from __future__ import annotations
 
@@ -102,4 +102,5 @@ PPO = SeedCommand(
     },
     ("2 rollouts of 8", "--enable_hybrid_engine: ", "--disable_actor_dropout: "),
 )
-COMMANDS = [SFT, REWARD, PPO]
+CHAT = SeedCommand("001 chat", "chat", None, "python inference/chatbot.py --path output/step3-models/actor/")
+COMMANDS = [SFT, REWARD, PPO, CHAT]

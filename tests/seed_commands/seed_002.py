@@ -17,6 +17,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from commands import SeedCommand
+
 from launchers.hosts import free_port
 
 DOORS = Path(__file__).parents[2]
@@ -61,6 +63,13 @@ accelerate launch --multi_gpu --num_machines 1  --num_processes 8 rl_training.py
 --output_dir=llama-se-rl-finetune-128-8-8-1.4e-5_adam --hf_access_token xxxxxx
 """
 MERGE_PPO = f"python3 merge_peft_adapter.py --adapter_model_name={PPO_DIRECTORY} --output_name=llama2_7b_rl"
+
+COMMANDS = [
+    SeedCommand("002 SFT, CUDA", "sft", None, SFT),
+    SeedCommand("002 merge of SFT", "merge", None, MERGE),
+    SeedCommand("002 reward model, CUDA", "reward", None, REWARD),
+    SeedCommand("002 PPO, CUDA", "ppo", None, PPO),
+]
 
 #: The answers' columns, the better one first: the set's today, and those of its first version.
 COLUMN_SETS = {"chosen": ("chosen", "rejected"), "chatgpt": ("chatgpt", "llama2-13b-chat")}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from commands import SeedCommand
 from seed_002 import MERGE, MERGE_PPO, Pipeline, make_places
 
 SFT = """
@@ -57,6 +58,13 @@ rl_training.py  --model_name=llama2_7b_se --reward_model_name=llama2_7b_rm --ada
 """
 PPO_SINGLE = "python3 " + _PPO
 PPO = "python3 ../instruction/gaudi_spawn.py --world_size 8 --use_mpi " + _PPO
+COMMANDS = [
+    SeedCommand("002 SFT, Habana", "sft", None, SFT),
+    SeedCommand("002 reward model, Habana, one card", "reward", None, REWARD_SINGLE),
+    SeedCommand("002 reward model, Habana", "reward", None, REWARD),
+    SeedCommand("002 PPO, Habana, one card", "ppo", None, PPO_SINGLE),
+    SeedCommand("002 PPO, Habana", "ppo", None, PPO),
+]
 
 
 def run_pipeline(root: Path, base_model: Path, columns: tuple[str, str]) -> Pipeline:

@@ -1,4 +1,4 @@
-"""The training command of seed 003 (AlpacaFarm's PPO with LoRA), as its page has it."""
+"""The commands of seed 003 (AlpacaFarm's PPO with LoRA), as its page has them."""
 
 from __future__ import annotations
 
@@ -85,4 +85,32 @@ PPO = SeedCommand(
         "kl_coef": "0.02",
     },
 )
-COMMANDS = [PPO]
+INFERENCE = SeedCommand(
+    "003 inference",
+    "infer",
+    None,
+    r"""CUDA_VISIBLE_DEVICES=0 python ./examples/run_inference.py \
+        --model_name_or_path $MODEL_PATH \
+        --base_model_path $BASE_MODEL_PATH \
+        --input_path $INPUT_PATH \
+        --output_path $OUTPUT_PATH \
+        --lora
+""",
+    variables={
+        "BASE_MODEL_PATH": "/alpacafarm/sft10k/dir",
+        "MODEL_PATH": "/output/dir/for/saving/lora/weights/checkpoint-100/pytorch_model.bin",
+        "OUTPUT_PATH": "/path/for/eval/output.json",
+        "INPUT_PATH": "/path/to/downloaded/alpaca_farm_evaluation.json",
+    },
+)
+EVALUATION = SeedCommand(
+    "003 evaluation",
+    "judge",
+    None,
+    "python run_eval.py --input-path $IN_PATH --output-path $OUT_PATH",
+    variables={
+        "IN_PATH": "/path/for/eval/output.json",
+        "OUT_PATH": "/output/simulated/preference/output.json",
+    },
+)
+COMMANDS = [PPO, INFERENCE, EVALUATION]

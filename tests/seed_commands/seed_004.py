@@ -1,4 +1,4 @@
-"""The training commands behind the scripts that seed 004 (simple-rlhf) runs: DeepSpeed-Chat's, in mixed spellings."""
+"""The commands of seed 004 (simple-rlhf), and those behind the scripts that it runs: DeepSpeed-Chat's, in mixed spellings."""
 
 from __future__ import annotations
 
@@ -82,4 +82,26 @@ PPO = SeedCommand(
         "OUTPUT": "./output",
     },
 )
-COMMANDS = [SFT, REWARD, PPO]
+TRAIN = SeedCommand(
+    "004 train.py, 1.3b",
+    "train",
+    None,
+    "python train.py --actor-model facebook/opt-1.3b --reward-model facebook/opt-350m --deployment-type single_gpu",
+)
+TRAIN_13B = SeedCommand(
+    "004 train.py, 13b",
+    "train",
+    None,
+    "python train.py --actor-model facebook/opt-13b --reward-model facebook/opt-350m --deployment-type single_node",
+)
+PROMPTS = SeedCommand(
+    "004 run_prompt.sh",
+    "compare",
+    None,
+    "python prompt_eval.py --model_name_or_path_baseline ../../opt-1.3b --model_name_or_path_finetune output",
+)
+SCORES = SeedCommand("004 run_eval.sh", "score", None, "python  rw_eval.py --model_name_or_path output")
+CHAT = SeedCommand(
+    "004 chat", "chat", None, "python chat.py --path training/step3_rlhf_finetuning/output/actor/"
+)
+COMMANDS = [TRAIN, TRAIN_13B, SFT, PROMPTS, REWARD, SCORES, PPO, CHAT]

@@ -11,7 +11,7 @@ import seed_001
 import seed_003
 import seed_004
 import yaml
-from commands import SeedCommand
+from commands import TRAINING, SeedCommand
 
 from rlhf_hw.arguments.ppo import parse_ppo
 from rlhf_hw.arguments.reward import parse_reward
@@ -19,7 +19,12 @@ from rlhf_hw.arguments.run import Run
 from rlhf_hw.arguments.sft import parse_sft
 
 PARSE = {"sft": parse_sft, "reward": parse_reward, "ppo": parse_ppo}
-COMMANDS = [*seed_000.COMMANDS, *seed_001.COMMANDS, *seed_003.COMMANDS, *seed_004.COMMANDS]
+COMMANDS = [
+    command
+    for seed in (seed_000, seed_001, seed_003, seed_004)
+    for command in seed.COMMANDS
+    if command.stage in TRAINING
+]
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,9 @@ import json
 import math
 from pathlib import Path
 
+import left
 import pytest
+import record
 import seed_002_habana
 import torch
 from peft import PeftModel
@@ -20,6 +22,21 @@ from transformers import (
 
 pytestmark = pytest.mark.slow
 
+#: Command → (stage, launcher, flags that were given another value)
+CUDA: dict[str, tuple[str, str, list[str]]] = {
+    "002 SFT, CUDA": ("sft", "torchrun", []),
+    "002 merge of SFT": ("merged_sft", "plain", []),
+    "002 reward model, CUDA": ("reward", "torchrun", []),
+    "002 PPO, CUDA": ("ppo", "accelerate", ["--main_process_port 0", "--save_freq 1", "--steps 32"]),
+}
+HABANA: dict[str, tuple[str, str, list[str]]] = {
+    "002 SFT, Habana": ("sft", "gaudi_spawn.py (mpirun)", []),
+    "002 merge of SFT": ("merged_sft", "plain", []),
+    "002 reward model, Habana, one card": ("reward", "plain", []),
+    "002 reward model, Habana": ("reward", "gaudi_spawn.py (mpirun)", []),
+    "002 PPO, Habana, one card": ("ppo", "plain", ["--save_freq 1", "--steps 16"]),
+    "002 PPO, Habana": ("ppo", "gaudi_spawn.py (mpirun)", ["--save_freq 1", "--steps 32"]),
+}
 PPO_KEYS = {
     *("objective/kl", "objective/kl_coef", "objective/entropy", "objective/scores", "objective/rlhf_reward"),
     *("policy/approxkl", "policy/clipfrac", "policy/ratio", "policy/loss"),
@@ -203,6 +220,25 @@ def test_a_single_card_trains_as_well(pipeline: Pipeline) -> None:
         assert (directory / "adapter_model.safetensors").is_file()
         assert json.loads((directory / "environment.json").read_text())["processes"] == 1
         assert "1 process(es)" in pipeline.outputs[f"{stage}_single"]
+
+
+def test_what_ran_and_what_it_left_is_in_the_record(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the older columns nothing is kept: they are another data set for the same commands."""
+    device = "hpu" if pipeline.on_gaudi else "cpu"
+    monkeypatch.chdir(pipeline.root / "rlhf")  # where the bases of the adapters are found
+    ran = {}
+    for name, (stage, by, changed) in (HABANA if pipeline.on_gaudi else CUDA).items():
+        directory = pipeline.root / "single" / stage if "one card" in name else getattr(pipeline, stage)
+        if stage.startswith("merged"):
+            processes, found = 1, left.by_a_merge(directory)
+        else:
+            processes = json.loads((directory / "environment.json").read_text())["processes"]
+            found = left.by_a_stage(directory, stage, device)
+        ran[name] = {"processes": processes, "by": by, "left": found, "changed": changed}
+    if pipeline.ppo_processes == 2:
+        record.hold(device, ran)
 
 
 def assert_answers(model: torch.nn.Module, directory: Path) -> None:
