@@ -27,6 +27,7 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from backends import Backend, resolve
+from backends.base import BackendError
 from rlhf_hw.rollout.compact import CompactEngine
 from rlhf_hw.rollout.engine import RolloutEngine, Sampling
 from rlhf_hw.rollout.generate import GenerateEngine
@@ -122,7 +123,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.device == "cpu":
         torch.set_num_threads(1)
-    backend = resolve(arguments.device)
+    try:
+        backend = resolve(arguments.device)
+    except BackendError as error:
+        parser.error(str(error))
     model, words = policy(arguments).to(backend.device), tokenizer()
     engines: dict[str, RolloutEngine] = {
         "generate": GenerateEngine(words, options=backend.generation_options()),
