@@ -184,6 +184,11 @@ class Backend(ABC):
         policy = self.shape_policy()
         return RolloutShapes(policy, policy)
 
+    @property
+    def leaves_padding_out(self) -> bool:
+        """Whether batches run faster as their real tokens end to end, a new number of them each time."""
+        return False
+
     def generation_options(self, model: Any = None) -> GenerationOptions:
         """How `generate` runs here, of `model` where it is known.
 

@@ -79,6 +79,10 @@ class CPUBackend(Backend):
     def decoding_options(self) -> DecodingOptions:
         return DecodingOptions(check_every=1, prefill_tokens=512)
 
+    @property
+    def leaves_padding_out(self) -> bool:
+        return True
+
     def seed_everything(self, seed: int) -> None:
         from transformers import set_seed
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import nn
 
+from rlhf_hw.models.unpadded import leaves_padding_out, real_tokens, rows_apart
 from rlhf_hw.models.wrapping import unwrap
 
 
@@ -67,10 +68,21 @@ def next_token_positions(targets: torch.Tensor) -> torch.Tensor:
 
 
 def logits_at(model: nn.Module, where: Selection, **inputs: Any) -> SelectedLogits:
-    """Run `model(**inputs)` and return logits and head inputs at the positions `where`.
+    """Run `model(**inputs)` and return logits and head inputs at the positions `where`, which are real tokens.
 
-    `model` may be wrapped (PEFT, DDP). Virtual tokens that prompt tuning puts in front are passed over.
+    `model` may be wrapped (PEFT, DDP). Virtual tokens that prompt tuning puts in front are passed over. `inputs` of a
+    model that leaves padding out are `input_ids` [B, T] and an `attention_mask` [B, T], which may number the sequences
+    of packed rows from 1.
     """
+    if isinstance(where, torch.Tensor) and leaves_padding_out(model):
+        real = real_tokens(inputs["input_ids"], inputs["attention_mask"])
+        with rows_apart(model, real.lengths):
+            there = where[real.mask][None]
+            return _logits_at(model, there, input_ids=real.input_ids, position_ids=real.position_ids)
+    return _logits_at(model, where, **inputs)
+
+
+def _logits_at(model: nn.Module, where: Selection, **inputs: Any) -> SelectedLogits:
     captured: list[torch.Tensor] = []
     length = inputs["input_ids"].shape[1]
 

@@ -15,6 +15,7 @@ from torch import nn
 from rlhf_hw.compat.activation_checkpointing import RecomputesActivations
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.positions import Selection
+from rlhf_hw.models.unpadded import leaves_padding_out, real_tokens, rows_apart
 from rlhf_hw.models.weights import load_weights_into
 from rlhf_hw.models.wrapping import part_of_state, without_adapters
 
@@ -76,8 +77,15 @@ class RewardModel(RecomputesActivations, nn.Module):
         return self.inner.config
 
     def hidden_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Last hidden states [B, T, H]."""
+        """Last hidden states [B, T, H]; what stands at padding means nothing."""
         backbone = self.inner.base_model
+        if leaves_padding_out(self.model):
+            real = real_tokens(input_ids, attention_mask)
+            with rows_apart(self.model, real.lengths):
+                found = backbone(
+                    input_ids=real.input_ids, position_ids=real.position_ids, use_cache=False
+                ).last_hidden_state[0]
+            return found.new_zeros(*input_ids.shape, found.shape[-1]).index_put((real.mask,), found)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         if "position_ids" in inspect.signature(backbone.forward).parameters:
             inputs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)  # for left padding

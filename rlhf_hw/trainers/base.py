@@ -19,6 +19,7 @@ from backends.cpu import CPUBackend
 from backends.shapes import DynamicShapes, ShapePolicy
 from rlhf_hw.compat.evaluated_first import forget_preparation
 from rlhf_hw.errors import UserError
+from rlhf_hw.models.unpadded import leave_padding_out
 from rlhf_hw.models.weights import load_weights_into, save_weights
 from rlhf_hw.models.wrapping import adapter_state, trunk, unwrap
 from rlhf_hw.rollout.sampling import mix_seed
@@ -69,9 +70,14 @@ def make_optimizer_state(model: nn.Module, optimizer: Any) -> None:
 
 
 def replay_passes(backend: Backend, model: Any, *, sharded: bool = False) -> None:
-    """Let the device record and replay the forward passes of every decoder in `model`; the heads stay outside."""
+    """Let the device record and replay the forward passes of every decoder in `model`; the heads stay outside.
+
+    Or, where shapes are free, let each run on real tokens alone.
+    """
     held = getattr(model, "checkpointed_models", None)
     for inner in [model] if held is None else held():
+        if backend.leaves_padding_out:
+            leave_padding_out(inner)
         backend.replay_passes(trunk(inner), partial(adapter_state, inner), sharded=sharded)
 
 

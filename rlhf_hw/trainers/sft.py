@@ -11,6 +11,7 @@ from rlhf_hw.algorithms.losses import selective_log_softmax
 from rlhf_hw.algorithms.masked import masked_sum
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.positions import every_position, logits_at, next_token_positions, packed_attention_mask
+from rlhf_hw.models.unpadded import leaves_padding_out
 from rlhf_hw.models.wrapping import unwrap, virtual_tokens, without_adapters
 from rlhf_hw.trainers.base import StageMixin
 
@@ -89,6 +90,8 @@ class SFTMixin(StageMixin):
             raise UserError(
                 "--packing: virtual tokens cannot be put before each packed example; use --peft lora"
             )
+        if leaves_padding_out(model):
+            return {"input_ids": inputs["input_ids"], "attention_mask": inputs["sequence_ids"]}
         implementation = without_adapters(unwrap(model)).config._attn_implementation
         if implementation == "sdpa":
             return {**packed, "attention_mask": packed_attention_mask(inputs["sequence_ids"])}

@@ -1,0 +1,107 @@
+"""Leaving padding out changes nothing but rounding."""
+
+from typing import Any
+
+import peft
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, tiny_model
+from transformers import AutoModelForCausalLM, MistralConfig, Qwen3Config
+
+from rlhf_hw.models.positions import logits_at, packed_attention_mask
+from rlhf_hw.models.reward_model import RewardModel
+from rlhf_hw.models.unpadded import leave_padding_out, leaves_padding_out, real_tokens
+
+LENGTHS = (3, 7, 1, 5)
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.25,
+}
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+    ids = torch.randint(4, 96, mask.shape, generator=torch.Generator().manual_seed(0))
+    return ids, mask
+
+
+def model_of(family: str) -> Any:
+    torch.manual_seed(0)
+    if family == "mistral":  # two rows are longer than the window
+        return AutoModelForCausalLM.from_config(MistralConfig(**SIZES, sliding_window=4))
+    if family == "qwen3":
+        return AutoModelForCausalLM.from_config(Qwen3Config(**SIZES))
+    return tiny_model(family)
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("family", [*ARCHITECTURES, "mistral", "qwen3"])
+def test_logits_and_gradients_are_those_of_the_padded_batch(family: str) -> None:
+    ids, mask = batch()
+    found = []
+    for unpadded in (False, True):
+        model = model_of(family)
+        if unpadded:
+            assert leave_padding_out(model)
+        logits, hidden = logits_at(model, mask.bool(), input_ids=ids, attention_mask=mask)
+        (logits.square().sum() + hidden.sum()).backward()
+        found.append((logits, hidden, gradients(model)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+def test_packed_rows_are_their_sequences(architecture: str) -> None:
+    sequence_ids = torch.tensor([[1, 1, 1, 2, 2, 3], [1, 1, 2, 2, 0, 0]])
+    position_ids = torch.tensor([[0, 1, 2, 0, 1, 0], [0, 1, 0, 1, 0, 0]])
+    ids = torch.randint(4, 96, sequence_ids.shape, generator=torch.Generator().manual_seed(0))
+    model, real = tiny_model(architecture), sequence_ids > 0
+    dense = {"attention_mask": packed_attention_mask(sequence_ids), "position_ids": position_ids}
+    expected = logits_at(model, real, input_ids=ids, **dense).logits
+    assert leave_padding_out(model)
+    found = logits_at(model, real, input_ids=ids, attention_mask=sequence_ids).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_real_tokens_keep_rows_apart_that_hold_the_same_number_of_sequences() -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 2, 2]])
+    real = real_tokens(torch.arange(9).view(3, 3), mask)
+    assert real.lengths == [2, 3, 1, 2]
+    assert real.input_ids.tolist() == [[0, 1, 3, 4, 5, 6, 7, 8]]
+    assert real.position_ids.tolist() == [[0, 1, 0, 1, 2, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_scores_are_those_of_the_padded_batch(left: bool) -> None:
+    ids, mask = batch()
+    if left:
+        ids, mask = ids.flip(1), mask.flip(1)
+    model = RewardModel(tiny_model(labels=1))
+    expected = model(ids, mask), model(ids, mask, every_token=True)[mask.bool()]
+    assert leave_padding_out(model.model)
+    found = model(ids, mask), model(ids, mask, every_token=True)[mask.bool()]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_could_change_a_result_keeps_its_padding() -> None:
+    model = tiny_model()
+    model.config._attn_implementation = "eager"
+    assert not leave_padding_out(model)
+    model = tiny_model()
+    model.config.model_type = "unheard_of"
+    assert not leave_padding_out(model)
+    model = peft.get_peft_model(tiny_model(), peft.LoraConfig(task_type="CAUSAL_LM", r=4))
+    assert leave_padding_out(model)
+    assert leaves_padding_out(model)
+    model.get_base_model().train().gradient_checkpointing_enable()
+    assert not leaves_padding_out(model)
+    prompts = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    assert not leave_padding_out(peft.get_peft_model(tiny_model(), prompts))
