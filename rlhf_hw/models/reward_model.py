@@ -79,9 +79,9 @@ class RewardModel(RecomputesActivations, nn.Module):
     def hidden_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Last hidden states [B, T, H]; what stands at padding means nothing."""
         backbone = self.inner.base_model
-        if leaves_padding_out(self.model):
+        if leaves_padding_out(self.inner):
             real = real_tokens(input_ids, attention_mask)
-            with rows_apart(self.model, real.lengths):
+            with rows_apart(self.inner, real.lengths):
                 found = backbone(
                     input_ids=real.input_ids, position_ids=real.position_ids, use_cache=False
                 ).last_hidden_state[0]

@@ -39,12 +39,13 @@ class TokenStatistics(NamedTuple):
     """One number for each of N response tokens of a batch, row by row, fp32: [N] each.
 
     N is the number of response tokens; or, where an answer width R is given, B·R, what lies beyond an answer's end
-    meaning nothing. `unsupervised_loss` (0-d): -log p in nats, summed over the unsupervised text that was given too.
+    meaning nothing. `entropy`: where it was asked for. `unsupervised_loss` (0-d): -log p in nats, summed over the
+    unsupervised text that was given too.
     """
 
     logprobs: torch.Tensor
-    entropy: torch.Tensor
     values: torch.Tensor
+    entropy: torch.Tensor | None = None
     unsupervised_loss: torch.Tensor | None = None
 
 
@@ -80,7 +81,12 @@ def token_logprobs(
     """Log-probabilities [N] of the response tokens (bool [B, T]) under softmax(logits / temperature)."""
     where, tokens = answer_tokens(response_mask, answer_width)
     logits = logits_at(policy, where, input_ids=input_ids, attention_mask=attention_mask).logits
-    return selective_log_softmax(logits / temperature, input_ids[tokens])
+    return selective_log_softmax(at_temperature(logits, temperature), input_ids[tokens])
+
+
+def at_temperature(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """`logits` of the distribution that is sampled from; no copy where they are that already."""
+    return logits if temperature == 1 else logits / temperature
 
 
 def text_loss(policy: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
@@ -150,25 +156,25 @@ class ActorCritic(RecomputesActivations, nn.Module):
         response_mask: torch.Tensor,
         answer_width: int | None = None,
         unsupervised_ids: torch.Tensor | None = None,
+        with_entropy: bool = False,
     ) -> TokenStatistics:
-        """Log-probability and entropy of each response token and the value of the state before it.
+        """Log-probability (and entropy) of each response token and the value of the state before it.
 
         `input_ids`, `attention_mask` [B, T] right padded; `response_mask` [B, T] (bool) marks response tokens.
         `unsupervised_ids` [b, L]: text to model as well, in the same call, since data-parallel training wants one.
         """
         where, tokens = answer_tokens(response_mask, answer_width)
         logits, hidden = logits_at(self.policy, where, input_ids=input_ids, attention_mask=attention_mask)
-        logits = logits / self.temperature
+        logits = at_temperature(logits, self.temperature)
         if self.critic is not None:
             values = self.critic.values_at(where, input_ids, attention_mask)
         else:
             assert self.value_head is not None
             values = self.value_head(hidden)
         logprobs = selective_log_softmax(logits, input_ids[tokens])
-        with torch.no_grad():
-            entropy = entropy_from_logits(logits)
+        entropy = entropy_from_logits(logits.detach()) if with_entropy else None
         loss = None if unsupervised_ids is None else text_loss(self.policy, unsupervised_ids)
-        return TokenStatistics(logprobs, entropy, values, loss)
+        return TokenStatistics(logprobs, values, entropy, loss)
 
     @torch.no_grad()
     def reference_logprobs(

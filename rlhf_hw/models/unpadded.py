@@ -106,7 +106,23 @@ def attend_by_rows(
     sliding_window: int | None = None,
     **_kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each sequence: query [1, H, N, D], key and value [1, G, N, D] → ([1, N, H, D], None)."""
+    """Causal attention inside each sequence: query [1, H, N, D], key and value [1, G, N, D] → ([1, N, H, D], None).
+
+    In fp32, whatever the precision of the rest: the backward pass of a CPU's kernel takes twice as long in bf16.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        found = _attend_by_rows(query.float(), key.float(), value.float(), dropout, scaling, sliding_window)
+    return found.to(query.dtype), None
+
+
+def _attend_by_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout: float,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> torch.Tensor:
     lengths = list(_lengths.get())
     grouped = key.shape[1] != query.shape[1]
     answers = []
@@ -127,7 +143,7 @@ def attend_by_rows(
                 enable_gqa=grouped,
             )
         )
-    return torch.cat(answers, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(answers, dim=2).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(ATTENTION, attend_by_rows)

@@ -266,12 +266,13 @@ class ExperienceMaker:
                 self.shapes.answer_width,
             )
             with self.autocast():
-                found = model(*inputs)
+                found = model(*inputs, with_entropy=True)
                 if self.settings.kl_estimator in NEEDS_LOGITS:
                     flat_kl = model.divergence(*inputs, estimator=self.settings.kl_estimator)
                 else:
                     reference = model.reference_logprobs(*inputs)
                     flat_kl = per_token_kl(self.settings.kl_estimator, found.logprobs, reference)
+            assert found.entropy is not None
             for whole, flat in (
                 (logprobs, found.logprobs),
                 (values, found.values),
