@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import ARCHITECTURES, tiny_model
+from tiny_roles import shared_roles
 
 from backends.base import BackendError
 from backends.hpu import HPUBackend, HPUSettings
@@ -110,6 +112,30 @@ def test_each_state_of_the_adapters_has_its_own_graphs(counted: dict[str, int]) 
         assert torch.equal(adapted, logits(plain, inputs))
         assert (adapted - reference).abs().max() > 0.1
     assert counted["capture_begin"] == 2
+
+
+def test_roles_on_one_base_are_replayed_each_by_its_own_graph(
+    counted: dict[str, int], tmp_path: Path
+) -> None:
+    """Policy, reference, value and reward, in turns."""
+    plain, graphed = (shared_roles(tmp_path) for _ in range(2))
+    for made in (plain, graphed):
+        made.roles.policy.get_base_model().set_attn_implementation("eager")
+        made.roles.eval().to("hpu")
+        made.reward.to("hpu")
+    with_graphs(graphed.roles.policy)
+    found = []
+    for seed in range(2):
+        ids, mask = batch(seed).values()
+        answers = mask.bool() & (torch.arange(mask.shape[1], device="hpu") > 4)
+        for made in (graphed, plain):
+            with torch.no_grad():
+                policy, _, values, _ = made.roles(ids, mask, answers)
+                reference = made.roles.reference_logprobs(ids, mask, answers)
+                found.append([x.cpu() for x in (policy, reference, values, made.reward(ids, mask))])
+    for replayed, expected in (found[:2], found[2:]):
+        assert all(torch.equal(one, other) for one, other in zip(replayed, expected, strict=True))
+    assert counted == {"capture_begin": 4, "replay": 8}
 
 
 def test_one_recording_for_all_states_would_be_wrong(counted: dict[str, int]) -> None:
