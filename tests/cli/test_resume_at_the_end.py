@@ -1,15 +1,16 @@
 """A run that had reached its last step ends at it again when it is resumed: not a step more, and nothing lost."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Command
 from safetensors.torch import load_file
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
 def test_resuming_at_the_last_step_trains_no_further(
-    run: Command, request: pytest.FixtureRequest, stage: str
+    run: Callable[..., Any], request: pytest.FixtureRequest, stage: str
 ) -> None:
     """At the end of an epoch (PPO), and within one."""
     flags = [*request.getfixturevalue(f"{stage}_flags"), "--output_dir", "out"]
