@@ -8,6 +8,8 @@ SOURCES := rlhf_hw backends launchers benchmarks tests hpu_emulator $(wildcard *
 EMULATOR := hpu_emulator/setup.py hpu_emulator/pyproject.toml $(shell find hpu_emulator/csrc hpu_emulator/src -name '*.cpp' -o -name '*.h' -o -name '*.py')
 # Tests run one a core, each with one thread; more threads than cores make each other wait.
 TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HPU_EMULATOR_QUIET=1
+# DeepSpeed compiles a library for the torch it meets: one place an environment, inside this folder, where no other run's lock waits.
+EXTENSIONS = TORCH_EXTENSIONS_DIR=$(CURDIR)/build/torch_extensions/$(1)
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 .PHONY: help system demo bench test test-web test-cuda test-hpu test-emulator acceptance lint format env clean
@@ -54,14 +56,14 @@ build/peers/classic/.ready:
 
 test: lint test-cuda test-hpu test-emulator
 test-cuda: $(CUDA)/.ready-emulator
-	$(TEST) $(CUDA)/bin/python -m pytest $(PYTEST_FLAGS)
+	$(TEST) $(call EXTENSIONS,cuda) $(CUDA)/bin/python -m pytest $(PYTEST_FLAGS)
 	PT_HPU_LAZY_MODE=1 $(TEST) $(CUDA)/bin/python -m pytest tests/hpu/test_hpu_graphs.py
 test-hpu: $(HPU)/.ready-emulator
-	$(TEST) $(HPU)/bin/python -m pytest $(PYTEST_FLAGS)
+	$(TEST) $(call EXTENSIONS,hpu) $(HPU)/bin/python -m pytest $(PYTEST_FLAGS)
 
 # The emulator's own suite: optimum-habana on it in one environment, current transformers on it in the other.
 test-emulator: $(CUDA)/.ready-emulator $(HPU)/.ready-emulator
-	cd hpu_emulator && $(TEST) ../$(HPU)/bin/python -m pytest $(PYTEST_FLAGS)
+	cd hpu_emulator && $(TEST) $(call EXTENSIONS,hpu) ../$(HPU)/bin/python -m pytest $(PYTEST_FLAGS)
 	cd hpu_emulator && $(TEST) ../$(CUDA)/bin/python -m pytest $(PYTEST_FLAGS) tests/test_native_trainer.py
 
 # The chat page in headless Chromium. gradio goes into a place of its own: nothing in the environment changes.
