@@ -71,6 +71,7 @@ class Session:
             for line in run.opening:
                 logger.info(line)
         backend = resolve(run.hardware.device, run.hardware.hpu_settings(run.given, run.training.said()))
+        sharding = sharding_notes(run)  # of the environment as the launcher left it
         args, precision, lines = make_training_arguments(run, backend, training or {})
         leave_models_whole()
         chosen = backend.attention_implementation(precision)
@@ -81,7 +82,7 @@ class Session:
         session.say(f"precision: {precision.reason}")
         session.say(f"attention: {attention} ({chosen.reason if asked == 'auto' else 'as asked'})")
         alone = started_alone(os.environ)
-        for note in (*backend.notes(), *sharding_notes(run), *run.notes, *lines, *([alone] if alone else [])):
+        for note in (*backend.notes(), *sharding, *run.notes, *lines, *([alone] if alone else [])):
             session.say(note)
         session.checkpoint()  # what cannot be resumed or quantized is refused before anything is read
         session.quantization()
