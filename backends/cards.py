@@ -21,6 +21,7 @@ class Card:
     link: float  #: GB/s to the cards beside it, each way
     attention: str = "sdpa"
     quantized: bool = True
+    compact: bool = True  #: whether answers are drawn by a decode loop of our own
     pads_to: int = 8  #: lengths are multiples of this many tokens
 
 
@@ -35,7 +36,7 @@ CARDS = {
         Card("l4-24", _CUDA, 22.5, 121, 300, 32),
         Card("a10-24", _CUDA, 22.5, 125, 600, 32),
         Card("rtx4090-24", _CUDA, 24, 165, 1008, 32),
-        Card("gaudi2-96", _HPU, 96, 432, 2450, 262, "eager", False),
-        Card("gaudi3-128", _HPU, 128, 1835, 3700, 525, "eager", False),
+        Card("gaudi2-96", _HPU, 96, 432, 2450, 262, "eager", False, False),
+        Card("gaudi3-128", _HPU, 128, 1835, 3700, 525, "eager", False, False),
     )
 }

@@ -2,6 +2,8 @@
 
     python benchmarks/estimate.py [--only PART_OF_A_NAME] [--device hpu]
 
+Cases that were measured before are not measured again (`--work`).
+
 Each case is two fresh processes of the same command: `rlhf-hw estimate STAGE …`, and the stage itself with its memory
 measured. On a CPU that is the resident set (its high-water mark, put back at the start of each phase) over its level once
 everything is imported; on a Gaudi or the emulator the device's own statistics. Models and data are made on the spot, rows
@@ -45,8 +47,8 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "gpt2": {"n_embd": 768, "n_layer": 8, "n_head": 12},
 }
-SFT = "sft --max_steps 3 --max_seq_length 256 --train_on_inputs --per_device_train_batch_size 4"
-REWARD = "reward --max_steps 3 --max_length 256 --do_eval False --per_device_train_batch_size 2"
+SFT = "sft --max_steps 2 --max_seq_length 256 --train_on_inputs --per_device_train_batch_size 4"
+REWARD = "reward --max_steps 2 --max_length 256 --do_eval False --per_device_train_batch_size 2"
 PPO = (
     "ppo --steps 16 --batch_size 8 --mini_batch_size 2 --gradient_accumulation_steps 2 --ppo_epochs 1 "
     "--max_prompt_length 96 --output_max_length 64 --output_min_length 64"
@@ -122,6 +124,10 @@ class Memory:
         return HPUBackend()
 
 
+class _Trained(Exception):
+    """Training has ended."""
+
+
 def measure(result: Path, device: str, words: Sequence[str]) -> int:
     """Run a stage, and write the peak of each of its phases from the second optimizer step (PPO: update) on."""
     from transformers import Trainer, TrainerCallback
@@ -150,6 +156,10 @@ def measure(result: Path, device: str, words: Sequence[str]) -> int:
             if stage != "ppo":
                 self.add_callback(Watch())
 
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            super().train(*args, **kwargs)
+            raise _Trained  # saving and statistics are not what is measured
+
     class WatchedTimer(metrics.PhaseTimer):
         updates = 0
 
@@ -177,10 +187,11 @@ def measure(result: Path, device: str, words: Sequence[str]) -> int:
         from rlhf_hw.trainers import ppo as trainer
 
         vars(trainer)["PhaseTimer"] = WatchedTimer
-    status = module.main(flags)
-    if status == 0:
+    try:
+        return int(module.main(flags))
+    except _Trained:
         result.write_text(json.dumps(memory.found))
-    return int(status)
+        return 0
 
 
 # All of them
@@ -204,7 +215,7 @@ def main() -> int:
     numbers = {}
     for name, (model, flags) in CASES.items():
         if arguments.only in name:
-            numbers[name] = compared(arguments.work, arguments.device, model, flags)
+            numbers[name] = kept(arguments.work, arguments.device, name, model, flags)
             print(name, *_rows(name, numbers[name]), sep="\n  ", flush=True)
     write_results(arguments.results, arguments.device, numbers)
     return 0
@@ -251,6 +262,16 @@ def make_materials(work: Path) -> None:
     (work / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = [{"prompt": text(i, 96 - i % 2)} for i in range(64)]
     (work / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+
+
+def kept(work: Path, device: str, name: str, model: str, flags: str) -> dict[str, dict[str, int]]:
+    """`compared`, or what it found when it was asked before: minutes a case."""
+    before = work / "done" / f"{device} {name}.json"
+    if not before.is_file():
+        before.parent.mkdir(parents=True, exist_ok=True)
+        before.write_text(json.dumps(compared(work, device, model, flags)))
+    found: dict[str, dict[str, int]] = json.loads(before.read_text())
+    return found
 
 
 def compared(work: Path, device: str, model: str, flags: str) -> dict[str, dict[str, int]]:

@@ -96,7 +96,9 @@ def _assumed(stage: str, flags: list[str], sizes: str | None) -> tuple[list[str]
         flag = next(iter(named))
         model = "sizes" if words else _value(flags, flag)
         words += ["--reward_model_name", model]
-        notes.append("no --reward_model_name: one as large as the policy is assumed")
+        notes.append(
+            "no --reward_model_name: one trained from the policy's base is assumed (an adapter on it where --share_backbone allows)"
+        )
     return words, notes
 
 

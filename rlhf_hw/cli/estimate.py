@@ -58,6 +58,7 @@ def conditions_of(asked: Asked) -> Conditions:
         dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
         frozen, attention, memory = dtypes[autocast], card.attention, card.memory
         pads_to, quantized, name, foreach = card.pads_to, card.quantized, asked.card, True
+        compact = card.compact
     else:
         backend = resolve(run.hardware.device, run.hardware.hpu_settings(run.given, said))
         precision = backend.precision(bf16, fp16)
@@ -65,6 +66,7 @@ def conditions_of(asked: Asked) -> Conditions:
         attention = backend.attention_implementation(precision).value
         memory = backend.memory_statistics().limit / 2**30
         pads_to = backend.shape_policy().pad_length(1)
+        compact = backend.rollout_engine().value == "compact"
         quantized, name, foreach = backend.quantizes, backend.name, backend.optimizer_takes_all
     chosen = attention if asked_attention == "auto" else asked_attention
     return Conditions(
@@ -76,6 +78,7 @@ def conditions_of(asked: Asked) -> Conditions:
         attention=_ATTENTION.get(chosen, "sdpa"),
         pads_to=pads_to,
         quantized=quantized,
+        compact=compact,
         foreach=foreach,
     )
 

@@ -34,14 +34,14 @@ class LiveBytes(TorchDispatchMode):
         self.live: Bytes = Counter()
         self.total = 0
         self.cache_length = 0  #: keys and values of so many positions are a cache; 0: there is none
-        self.passes = ""  #: which pass of a model this is, where there are several
+        self.entries = 0  #: how often a model's first layer was entered: tells its passes apart
         self.peaks: dict[Any, tuple[int, Bytes]] = {}
         self._mark: Any = None
         self._held: dict[int, tuple[Any, str, int]] = {}
 
     def restart(self) -> None:
         """Forget the peaks so far."""
-        self.peaks = {}
+        self.peaks, self.entries = {}, 0
         self.mark(None)
 
     def found(self) -> dict[Any, Bytes]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from backends.base import DecodingOptions
 from rlhf_hw.algorithms.kl import NEEDS_LOGITS, per_token_kl
 from rlhf_hw.algorithms.losses import pairwise_reward_loss
 from rlhf_hw.estimate.fakes import materialise
@@ -18,12 +19,18 @@ from rlhf_hw.estimate.live_bytes import CACHE, GRADIENTS, Bytes, LiveBytes
 from rlhf_hw.estimate.trace import counted, ones
 from rlhf_hw.models.reward_model import RewardModel
 from rlhf_hw.models.roles import ActorCritic, text_loss
+from rlhf_hw.models.shared_base import AdapterRole
 from rlhf_hw.models.wrapping import without_adapters
-from rlhf_hw.rollout.sampling import InverseCDFProcessor
+from rlhf_hw.rollout.kv_cache import PreallocatedCache
+from rlhf_hw.rollout.sampling import InverseCDFProcessor, sample_tokens
 from rlhf_hw.trainers.minibatch import minibatch_loss
 
 if TYPE_CHECKING:
     from rlhf_hw.arguments.ppo import PPOArguments
+
+
+#: tokens of prompts that the engine `compact` reads at a time
+PREFILL_TOKENS = DecodingOptions().prefill_tokens
 
 
 @dataclass(frozen=True)
@@ -97,13 +104,24 @@ def reward_step(model: RewardModel, pairs: int, length: int, every_token: bool, 
 
 
 def reward_pass(model: RewardModel, rows: int, length: int, manner: Manner) -> Mapping[Any, Bytes]:
-    """Scores of [rows, length]."""
-    with counted({"reward": model.model}, vocabulary_of(model.model)) as live, torch.no_grad():
+    """Scores of [rows, length] by a model of its own, or by adapters on a base."""
+    with counted({"reward": _decoder(model)}, vocabulary_of(_decoder(model))) as live, torch.no_grad():
+        _move_head(model)
         model.eval()
         ids, mask = ones(rows, length), ones(rows, length)
         with manner.context():
             model(ids, mask)
         return live.found()
+
+
+def _decoder(model: RewardModel) -> Any:
+    return model.base.model if isinstance(model, AdapterRole) else model.model
+
+
+def _move_head(model: Any) -> None:
+    """Make a head fake as well that is part of no decoder."""
+    if isinstance(model, AdapterRole):
+        materialise(model)
 
 
 @dataclass(frozen=True)
@@ -115,33 +133,50 @@ class Lengths:
     sequence: int
 
 
-def rollout(policy: Any, rows: int, lengths: Lengths, manner: Manner) -> Mapping[Any, Bytes]:
-    """`rows` prompts are read, and the last token of their answers is drawn: with the cache at its longest."""
+def rollout(
+    policy: Any, rows: int, lengths: Lengths, manner: Manner, *, compact: bool
+) -> Mapping[Any, Bytes]:
+    """Prompts are read, and the last token of their answers is drawn: with the cache at its longest.
+
+    compact: by the decode loop of our own, whose cache is made once; else by transformers' `generate`.
+    """
     vocabulary = vocabulary_of(policy)
     forward = inspect.signature(without_adapters(policy).forward).parameters
     options = {"use_cache": True, **({"logits_to_keep": 1} if "logits_to_keep" in forward else {})}
+    prompt, held = lengths.prompt, lengths.prompt + lengths.answer
     with counted({"policy": policy}, vocabulary) as live, torch.no_grad(), manner.context():
         policy.eval()
-        live.passes = "prompt"
-        prompt = policy(
-            input_ids=ones(rows, lengths.prompt), attention_mask=ones(rows, lengths.prompt), **options
-        )
-        del prompt
+        live.cache_length = held
+        cache: Any = PreallocatedCache(rows, held) if compact else None
+        first = rows if cache is None else min(rows, max(1, PREFILL_TOKENS // prompt))
+        if cache is not None:  # the rest of the prompts later, into the cache that the first part made
+            cache.open(slice(0, first), 0)
+        ids, mask = ones(first, prompt), ones(first, prompt)
+        read = policy(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)
         found = live.found()
-        held = lengths.prompt + lengths.answer
-        cache = policy(
-            input_ids=ones(rows, held - 1), attention_mask=ones(rows, held - 1), **options
-        ).past_key_values
+        if cache is None:
+            del read
+            ids, mask = ones(rows, held - 1), ones(rows, held - 1)
+            read = policy(input_ids=ids, attention_mask=mask, **options)
+            cache = read.past_key_values
+        else:
+            for layer in cache.layers:
+                layer.end = held - 1
+            cache.show(slice(0, rows), 0)
+        del read
         live.rest_as(CACHE)
         live.restart()
-        live.passes, live.cache_length = "answer", held
-        ids, uniform = ones(rows, held - 1), ones(rows, lengths.answer, dtype=torch.float32)
+        live.entries = 2
+        uniform = ones(rows, lengths.answer, dtype=torch.float32)
         drawn = policy(
             input_ids=ones(rows, 1), attention_mask=ones(rows, held), past_key_values=cache, **options
         )
         scores = drawn.logits[:, -1].to(copy=True, dtype=torch.float32)
-        InverseCDFProcessor(uniform)(ids, scores)
-        return {**found, **live.found()}
+        if compact:
+            sample_tokens(scores, uniform[:, 0])
+        else:
+            InverseCDFProcessor(uniform)(ids, scores)
+        return {**{("prompt", name): there for name, there in found.items()}, **live.found()}
 
 
 def statistics(
@@ -158,9 +193,7 @@ def statistics(
         model.eval()
         inputs = _inputs(rows, lengths)
         with manner.context():
-            live.passes = "policy and value"
             found = model(*inputs, lengths.answer)
-            live.passes = "reference"
             if settings.kl_estimator in NEEDS_LOGITS:
                 model.divergence(*inputs, lengths.answer, estimator=settings.kl_estimator)
             else:
@@ -208,6 +241,7 @@ def _move_heads(model: ActorCritic) -> None:
     """Make the value head fake as well, which is no decoder."""
     if model.value_head is not None:
         materialise(model.value_head)
+    _move_head(model.critic)
 
 
 def vocabulary_of(model: Any) -> int:

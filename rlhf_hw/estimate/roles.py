@@ -12,13 +12,16 @@ from torch import nn
 
 from rlhf_hw.arguments.peft import PeftArguments
 from rlhf_hw.arguments.ppo import PPOArguments
+from rlhf_hw.arguments.reward import RewardPeftArguments
 from rlhf_hw.arguments.run import Run
 from rlhf_hw.estimate.fakes import as_prepared_for_bits, causal_model, classifier, quantized_bytes
 from rlhf_hw.estimate.sizes import are_layers_alike, config_of_sizes, model_config, with_layers
-from rlhf_hw.models.adapters import adapter_config, attach_adapter
+from rlhf_hw.models.adapter_files import Chain, not_plain_lora, not_the_same_weights
+from rlhf_hw.models.adapters import adapter_config, attach_adapter, for_layers_of
 from rlhf_hw.models.load import LoadOptions
 from rlhf_hw.models.reward_model import RewardModel
 from rlhf_hw.models.roles import ActorCritic
+from rlhf_hw.models.shared_base import VALUE, AdapterRole, SharedBase
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,6 +38,9 @@ class Conditions:
     attention: str
     pads_to: int = 1
     quantized: bool = True  #: whether weights can be held in 4 bits
+    compact: bool = (
+        True  #: whether answers are drawn by the engine `compact` where nothing else was asked for
+    )
     foreach: bool = False  #: whether an optimizer that is not fused takes all weights at once
 
     def padded(self, tokens: int) -> int:
@@ -94,14 +100,50 @@ class Models:
         if not isinstance(ppo, PPOArguments):
             return found
         name = self.run.model.model_name_or_path
-        if ppo.separate_critic:
+        if ppo.separate_critic and "critic" not in self.shared:
             own = ppo.reward_model_name if ppo.init_value_with_reward else ppo.critic_model_name
             found["critic"] = self._config(own or name, "--critic_model_name")
-        if ppo.reference_model_name is not None or self.run.peft.peft is None:
+        if self.has_reference:
             found["reference"] = self._config(ppo.reference_model_name or name, "--reference_model_name")
-        if ppo.reward_model_name is not None:
+        if ppo.reward_model_name is not None and "reward" not in self.shared:
             found["reward"] = self._config(ppo.reward_model_name, "--reward_model_name")
         return found
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the reference holds weights of its own."""
+        ppo, peft = self.run.stage, self.run.peft.peft
+        if peft is None or (peft == "lora" and ppo.share_backbone == "false"):
+            return True
+        return ppo.reference_model_name is not None and not self._on_base(ppo.reference_model_name)
+
+    @cached_property
+    def shared(self) -> frozenset[str]:
+        """Which of critic and reward are adapters on the policy's base, as `--share_backbone` has it."""
+        ppo = self.run.stage
+        if not isinstance(ppo, PPOArguments):
+            return frozenset()
+        own = ppo.reward_model_name if ppo.init_value_with_reward else ppo.critic_model_name
+        found = set()
+        if ppo.separate_critic and ppo.critic_lora_rank != 0 and self._on_base(own):
+            found.add("critic")
+        name = ppo.reward_model_name
+        if name is not None and self._on_base(name) and (self.is_assumed(name) or Chain.of(name).adapters):
+            found.add("reward")
+        return frozenset(found)
+
+    def is_assumed(self, name: str) -> bool:
+        """Whether a reward model was not named: it is then what `rlhf-hw reward` makes of the policy's base."""
+        return name == self.run.model.model_name_or_path
+
+    def _on_base(self, name: str | None) -> bool:
+        """Whether a model can be adapters on the policy's base."""
+        if self.run.peft.peft != "lora" or self.run.stage.share_backbone == "false":
+            return False
+        chains = [Chain.of(self.run.model.model_name_or_path), *([] if name is None else [Chain.of(name)])]
+        if any(not_plain_lora(adapter) for chain in chains for adapter in chain.adapters):
+            return False
+        return not_the_same_weights(chains[0].root, chains[-1].root) is None
 
     @property
     def layers(self) -> dict[str, int]:
@@ -161,16 +203,44 @@ class Models:
     def actor_critic(self, layers: Mapping[str, int]) -> tuple[ActorCritic, dict[str, nn.Module]]:
         """(the roles of PPO together, role → the model that holds its layers)."""
         policy = self.policy(layers["policy"])
-        critic = self.critic(layers["critic"]) if "critic" in layers else None
+        base, critic = None, None
+        if "critic" in self.shared:
+            base, critic = self._critic_on(policy)
+        elif "critic" in layers:
+            critic = self.critic(layers["critic"])
         reference = self.reference(layers["reference"]) if "reference" in layers else None
         with torch.device("meta"):
-            together = ActorCritic(policy, critic, reference, self.run.stage.temperature)
+            together = ActorCritic(policy, critic, reference, self.run.stage.temperature, False, base)
         parts = {"policy": policy}
-        if critic is not None:
-            parts["critic"] = critic.model
+        if "critic" in layers and critic is not None:
+            parts["critic"] = critic.inner
         if reference is not None:
             parts["reference"] = reference
         return together, parts
+
+    def _critic_on(self, policy: Any) -> tuple[SharedBase, AdapterRole]:
+        """A value function that is an adapter of the policy's base."""
+        base = SharedBase(policy)
+        with torch.device("meta"):
+            config = for_layers_of(policy, self._adapter_config("CAUSAL_LM", self.critic_adapter()))
+            base.add(VALUE, config, trained=True)
+            return base, AdapterRole(base, [VALUE], torch.zeros(1, _width(policy)))
+
+    def reward_on(self, policy: Any) -> AdapterRole:
+        """A reward model that is an adapter of the policy's base."""
+        from peft import PeftConfig
+
+        name = self.run.stage.reward_model_name
+        base = SharedBase(policy)
+        if self.is_assumed(name):
+            config = self._adapter_config("CAUSAL_LM", RewardPeftArguments())
+        else:
+            config = PeftConfig.from_pretrained(Chain.of(name).adapters[-1])
+            config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, False
+        with torch.device("meta"):
+            base.add("reward", for_layers_of(policy, config), trained=False)
+            role = AdapterRole(base, ["reward"], torch.zeros(1, _width(policy)))
+        return role.requires_grad_(False)
 
     def _dtype(self, *, trained: bool) -> torch.dtype:
         """As `Session.load_options` has it: weights that train are fp32."""
@@ -188,7 +258,14 @@ class Models:
             as_prepared_for_bits(model)
             if checkpointing:
                 model.enable_input_require_grads()
-        config = adapter_config(
+        config = self._adapter_config(task_type, peft)
+        with torch.device("meta"):
+            return attach_adapter(model, config, gradient_checkpointing=checkpointing)
+
+    @staticmethod
+    def _adapter_config(task_type: str, peft: PeftArguments) -> Any:
+        assert peft.peft is not None
+        return adapter_config(
             peft.peft,
             task_type=task_type,
             rank=peft.lora_rank,
@@ -201,37 +278,45 @@ class Models:
             adapter_len=peft.adapter_len,
             adapter_layers=peft.adapter_layers,
         )
-        with torch.device("meta"):
-            return attach_adapter(model, config, gradient_checkpointing=checkpointing)
 
     # Bytes
     def weights(self, role: str) -> Weights:
-        """What the weights of `role` take, all layers of it."""
+        """What the weights of `role` take, all layers of it; of one that shares the policy's base, what it adds."""
+        if role == "critic" and "critic" in self.shared:
+            _, critic = self._critic_on(self.policy())
+            return _of_parameters(list(critic.role_parameters()))
+        if role == "reward" and "reward" in self.shared:
+            return _of_parameters(list(self.reward_on(self.policy()).role_parameters()))
         makers = {
             "policy": self.policy,
             "critic": self.critic,
             "reference": self.reference,
             "reward": self.reward,
         }
-        made = makers[role]() if role != "trained reward" else None
-        return self.weights_of(made, quantized=role in ("policy", "critic"))
+        return self.weights_of(makers[role](), quantized=role in ("policy", "critic"))
 
-    def weights_of(self, model: nn.Module | None, *, quantized: bool) -> Weights:
+    def weights_of(self, model: nn.Module, *, quantized: bool) -> Weights:
         """The same of a model that was made; `quantized`: whether `--qlora` and its like act on it."""
-        assert model is not None
-        parameters = list({id(weight): weight for weight in model.parameters()}.values())
-        trained = [weight for weight in parameters if weight.requires_grad]
-        frozen = sum(w.numel() * w.element_size() for w in parameters if not w.requires_grad)
-        bits, largest = self.run.model.quantization_bits(), 0
-        if quantized and bits is not None:
-            inner = model.model if isinstance(model, RewardModel) else model
-            saved, largest = quantized_bytes(inner.get_base_model(), bits, self.run.model.double_quant)
-            frozen -= saved
-        return Weights(
-            frozen=frozen,
-            trained=sum(weight.numel() * weight.element_size() for weight in trained),
-            parameters=sum(weight.numel() for weight in trained),
-            all_parameters=sum(weight.numel() for weight in parameters),
-            largest=largest,
-            matrices=tuple(tuple(weight.shape) for weight in trained),
-        )
+        found = _of_parameters(list(model.parameters()))
+        bits = self.run.model.quantization_bits()
+        if not quantized or bits is None:
+            return found
+        inner = model.model if isinstance(model, RewardModel) else model
+        saved, largest = quantized_bytes(inner.get_base_model(), bits, self.run.model.double_quant)
+        return replace(found, frozen=found.frozen - saved, largest=largest)
+
+
+def _of_parameters(weights: list[nn.Parameter]) -> Weights:
+    parameters = list({id(weight): weight for weight in weights}.values())
+    trained = [weight for weight in parameters if weight.requires_grad]
+    return Weights(
+        frozen=sum(w.numel() * w.element_size() for w in parameters if not w.requires_grad),
+        trained=sum(weight.numel() * weight.element_size() for weight in trained),
+        parameters=sum(weight.numel() for weight in trained),
+        all_parameters=sum(weight.numel() for weight in parameters),
+        matrices=tuple(tuple(weight.shape) for weight in trained),
+    )
+
+
+def _width(policy: Any) -> int:
+    return int(policy.get_output_embeddings().weight.shape[1])

@@ -26,6 +26,7 @@ from rlhf_hw.estimate.passes import (
 )
 from rlhf_hw.estimate.roles import Conditions, Models, Weights
 from rlhf_hw.estimate.trace import peaks
+from rlhf_hw.models.reward_model import RewardModel
 from rlhf_hw.trainers.ptx import BLOCK_SIZE
 
 DEQUANTIZED, EXPERIENCE = "dequantized layer", "experience"
@@ -140,7 +141,8 @@ class _Stage:
 
     def _ppo(self, run: PPORun) -> Estimate:
         ppo = run.stage
-        weights = {role: self.models.weights(role) for role in self.models.configs}
+        roles = dict.fromkeys([*self.models.configs, *sorted(self.models.shared)])
+        weights = {role: self.models.weights(role) for role in roles}
         together = joined(weights["policy"], *([weights["critic"]] if "critic" in weights else []))
         held = self.sharing.held(self.run, self.conditions, together, weights["policy"])
         for role in ("policy", "critic"):
@@ -156,7 +158,7 @@ class _Stage:
         }
         offloaded = {
             "reference": run.sharding.offload_reference_model,
-            "reward": run.sharding.offload_reward_model,
+            "reward": run.sharding.offload_reward_model and "reward" not in self.models.shared,
         }
         always: Bytes = Counter(held)
         for role, there in waiting.items():
@@ -171,11 +173,16 @@ class _Stage:
         trained = {role: layers[role] for role in layers if role != "reward"}
         policy = {"policy": layers["policy"]}
         unsupervised = BLOCK_SIZE if ppo.unsupervised_dataset_name is not None else 0
+        compact = ppo.rollout_engine == "compact" or (
+            ppo.rollout_engine == "auto" and self.conditions.compact and run.peft.peft in (None, "lora")
+        )
         phases = [
             self._phase(
                 "rollout",
                 whole,
-                lambda n: rollout(self.models.policy(n["policy"]), ppo.batch_size, lengths, self.asking),
+                lambda n: rollout(
+                    self.models.policy(n["policy"]), ppo.batch_size, lengths, self.asking, compact=compact
+                ),
                 policy,
             )
         ]
@@ -184,10 +191,8 @@ class _Stage:
                 self._phase(
                     "score",
                     whole if not offloaded["reward"] else whole + waiting["reward"],
-                    lambda n: reward_pass(
-                        self.models.reward(n["reward"]), rows, lengths.sequence, self.asking
-                    ),
-                    {"reward": layers["reward"]},
+                    lambda n: reward_pass(self._scorer(n), rows, lengths.sequence, self.asking),
+                    {"reward": layers["reward"]} if "reward" in layers else policy,
                 )
             )
         phases.append(
@@ -211,6 +216,12 @@ class _Stage:
         )
         phases.append(self._optimizer_phase(always, together))
         return Estimate("ppo", tuple(phases), weights, self.conditions)
+
+    def _scorer(self, layers: Mapping[str, int]) -> RewardModel:
+        """The reward model, of its own or on the policy's base."""
+        if "reward" in self.models.shared:
+            return self.models.reward_on(self.models.policy(layers["policy"]))
+        return self.models.reward(layers["reward"])
 
     def _update(
         self, layers: Mapping[str, int], ppo: PPOArguments, lengths: Lengths, unsupervised: int

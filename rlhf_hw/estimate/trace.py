@@ -45,7 +45,8 @@ def _mark_layers(live: LiveBytes, role: str, layers: nn.ModuleList) -> None:
 
         def enters(_layer: Any, args: Any, kwargs: Any, place: Any = place) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
-            passes = live.passes
+            live.entries += place == ("front", 0)
+            passes = live.entries
             live.mark((passes, role, "enters", place))
             if hidden.requires_grad:
                 hidden.register_hook(lambda _: live.mark((passes, role, "leaves", place)))
