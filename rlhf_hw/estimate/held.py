@@ -58,6 +58,10 @@ class Sharing:
 
     @classmethod
     def of(cls, run: Run, processes: int) -> Sharing:
+        if not is_off(run.training.fsdp):
+            raise UserError(
+                "--fsdp: what it shares is not estimated yet; ask with --deepspeed --zero_stage 3 in its place"
+            )
         stage, said = zero_stage(run), run.training.deepspeed
         if is_off(said):
             return cls(processes, None)
