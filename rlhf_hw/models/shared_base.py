@@ -93,24 +93,26 @@ class SharedBase:
     def state(self, name: str, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """The tensors of an adapter by their names in a file; out of `state`, where the trainer gathered one."""
         whole = self.model.state_dict() if state is None else state
-        mark = f".{name}."
-        return {
-            key.replace(mark, "."): tensor for key, tensor in whole.items() if ".lora_" in key and mark in key
-        }
+        return {key: whole[own] for key, own in self._names(name, whole).items()}
 
-    @torch.no_grad()
+    @staticmethod
+    def _names(name: str, state: dict[str, torch.Tensor]) -> dict[str, str]:
+        """Name in an adapter's file → name in the model's `state`, of each tensor of an adapter."""
+        mark = f".{name}."
+        return {key.replace(mark, "."): key for key in state if ".lora_" in key and mark in key}
+
     def load(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
         """Write `tensors`, by their names in an adapter's file, into the adapter.
 
         Raises:
             RuntimeError: they are not this adapter's.
         """
-        own = self.state(name)
+        own = self._names(name, self.model.state_dict())
         if own.keys() != tensors.keys():
             odd = sorted(own.keys() ^ tensors.keys())
             raise RuntimeError(f"adapter {name} and its file differ in {len(odd)} tensors, such as {odd[0]}")
-        for key, tensor in tensors.items():
-            own[key].copy_(tensor)
+        # through torch's own door, where those who share the weights out cut up what comes in
+        self.model.load_state_dict({own[key]: tensor for key, tensor in tensors.items()}, strict=False)
 
     def parameters_of(self, name: str) -> Iterator[nn.Parameter]:
         """The weights of an adapter."""

@@ -16,13 +16,15 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from tiny_models import tiny_model
+from tiny_models import tiny_model, word_tokenizer
+from tiny_roles import shared_roles
 from tiny_runs import ppo_settings, ppo_trainer, reward_trainer, roles, sft_trainer, with_lora
 
 from backends.process_group import leave_process_group
 from rlhf_hw.arguments.fsdp import FSDPPlan
 from rlhf_hw.arguments.sharding import completed
 from rlhf_hw.compat.fsdp_through_accelerate import fsdp_arguments
+from rlhf_hw.trainers.scoring import RewardModelScorer
 from rlhf_hw.trainers.sharding import whole_weights
 
 
@@ -77,11 +79,20 @@ def ppo(directory: Path, *, adapter: bool = False, **options: Any) -> Any:
     )
 
 
+def ppo_shared(directory: Path, **options: Any) -> Any:
+    """All four roles as adapters of one base."""
+    made = shared_roles(directory.parent / f"adapters-{os.environ['RANK']}")
+    settings = ppo_settings(batch_size=4, mini_batch_size=2, steps=24, output_max_length=8)
+    scorer = RewardModelScorer(made.reward, word_tokenizer())
+    return ppo_trainer(directory, made.roles, settings, scorer, world_size=2, **options)
+
+
 STAGES: dict[str, Callable[..., Any]] = {
     "sft": sft,
     "reward": reward,
     "ppo": ppo,
     "ppo_lora": partial(ppo, adapter=True),
+    "ppo_shared": ppo_shared,
 }
 _EACH = ("ddp", "zero0", "zero1", "zero2", "zero3")
 #: what is tried
@@ -89,11 +100,18 @@ TRAINED = [
     *((stage, way) for stage in ("sft", "reward", "ppo") for way in _EACH),
     *(("sft", "fsdp"), ("reward", "fsdp_by_size"), ("ppo", "fsdp")),
     *(("ppo_lora", "ddp"), ("ppo_lora", "fsdp")),
+    *(("ppo_shared", way) for way in ("ddp", "zero2", "zero3", "fsdp")),
 ]
 #: those that are also resumed from a checkpoint in their middle
 RESUMED = [
     *(("sft", "zero3"), ("reward", "zero1"), ("ppo", "zero2"), ("ppo", "zero3")),
-    *(("sft", "fsdp"), ("reward", "fsdp_by_size"), ("ppo", "fsdp")),
+    *(
+        ("sft", "fsdp"),
+        ("reward", "fsdp_by_size"),
+        ("ppo", "fsdp"),
+        ("ppo_shared", "zero3"),
+        ("ppo_shared", "fsdp"),
+    ),
 ]
 OPTIMIZER = {"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto", "torch_adam": True}}
 #: where a gradient is no number; also with an optimizer that DeepSpeed's configuration names
@@ -104,7 +122,7 @@ SPOILED: dict[str, Callable[[], dict[str, Any]]] = {
     "fsdp": fully_sharded,
 }
 #: optimizer steps to it
-MIDDLE = {"sft": 2, "reward": 2, "ppo": 8}
+MIDDLE = {"sft": 2, "reward": 2, "ppo": 8, "ppo_shared": 8}
 
 
 def start_anew() -> None:
@@ -171,16 +189,19 @@ def watched(trainer: Any, gathers: dict[str, Any]) -> None:
 
 
 def resumed_equals(
-    whole: Any, make: Any, directory: Path, options: Callable[[], dict[str, Any]]
+    whole: Any, stage: str, directory: Path, options: Callable[[], dict[str, Any]]
 ) -> dict[str, float]:
-    """The largest difference of each weight between `whole`, a run that saved a checkpoint, and one resumed from there."""
+    """The largest difference of each weight between `whole`, a run that saved checkpoints, and one resumed in its middle."""
     start_anew()
-    trainer = make(directory / "resumed", **options())
+    trainer = STAGES[stage](directory / "resumed", **options())
+    if stage.startswith("ppo"):
+        watched(trainer, {})
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.normal_()  # what is not read back would show
-    trainer.train(resume_from_checkpoint=str(next(directory.glob("checkpoint-*"))))
+    trainer.train(resume_from_checkpoint=str(directory / f"checkpoint-{MIDDLE[stage]}"))
+    assert trainer.state.global_step > MIDDLE[stage]
     with whole_weights(whole) as before, whole_weights(trainer) as after:
         found = dict(after.named_parameters())
         return {name: float((found[name] - tensor).abs().max()) for name, tensor in before.named_parameters()}
@@ -228,7 +249,7 @@ def main(directory: Path) -> None:
         trainer.save_model()
         evaluation = trainer.evaluate()
         resumed = (
-            resumed_equals(trainer, make, directory / f"{stage}-{way}", options)
+            resumed_equals(trainer, stage, directory / f"{stage}-{way}", options)
             if (stage, way) in RESUMED
             else None
         )

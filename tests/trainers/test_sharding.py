@@ -18,7 +18,7 @@ import sharded_stages
 pytestmark = pytest.mark.slow
 FILES = (
     *("adapter_model.safetensors", "model.safetensors"),
-    *("critic/model.safetensors", "value_head.safetensors"),
+    *("critic/model.safetensors", "critic/adapter_model.safetensors", "value_head.safetensors"),
 )
 SHARED = [(stage, way) for stage, way in sharded_stages.TRAINED if way != "ddp"]
 
