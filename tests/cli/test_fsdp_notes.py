@@ -6,6 +6,7 @@ import pytest
 
 from rlhf_hw.arguments.sft import parse_sft
 from rlhf_hw.cli.sharding import sharding_notes
+from rlhf_hw.compat.fsdp_through_accelerate import OWN_MARK
 
 SFT = ["--model_name_or_path", "m", "--output_dir", "out", "--dataset_name", "some/set"]
 
@@ -26,6 +27,7 @@ def test_settings_without_fsdp_have_no_effect_and_say_so() -> None:
 def test_a_launch_of_accelerates_with_fsdp_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("FSDP_")]:
         monkeypatch.delenv(name)
+    monkeypatch.delenv(OWN_MARK, raising=False)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")

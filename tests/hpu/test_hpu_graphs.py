@@ -130,9 +130,10 @@ def test_roles_on_one_base_are_replayed_each_by_its_own_graph(
         answers = mask.bool() & (torch.arange(mask.shape[1], device="hpu") > 4)
         for made in (graphed, plain):
             with torch.no_grad():
-                policy, _, values, _ = made.roles(ids, mask, answers)
+                found_here = made.roles(ids, mask, answers)
                 reference = made.roles.reference_logprobs(ids, mask, answers)
-                found.append([x.cpu() for x in (policy, reference, values, made.reward(ids, mask))])
+                scores = made.reward(ids, mask)
+                found.append([x.cpu() for x in (found_here.logprobs, reference, found_here.values, scores)])
     for replayed, expected in (found[:2], found[2:]):
         assert all(torch.equal(one, other) for one, other in zip(replayed, expected, strict=True))
     assert counted == {"capture_begin": 4, "replay": 8}

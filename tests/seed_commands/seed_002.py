@@ -83,6 +83,7 @@ class Pipeline:
     root: Path
     ppo_processes: int
     on_gaudi: bool = False
+    commands: dict[str, str] = field(default_factory=dict)  #: stage → the command that was run
     outputs: dict[str, str] = field(default_factory=dict)  #: stage → what it printed
     seconds: dict[str, float] = field(default_factory=dict)  #: stage → wall time
 
@@ -117,6 +118,7 @@ class Pipeline:
     def run(self, stage: str, command: str, directory: str) -> None:
         """Run one command of the seed to its end; it must succeed."""
         started = time.monotonic()
+        self.commands[stage] = command
         with subprocess.Popen(
             as_typed(command),
             cwd=self.root / directory,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 
 import left
 import pytest
 import record
+import seed_002
 import seed_002_habana
 import torch
 from peft import PeftModel
@@ -22,21 +24,24 @@ from transformers import (
 
 pytestmark = pytest.mark.slow
 
-#: Command → (stage, launcher, flags that were given another value)
-CUDA: dict[str, tuple[str, str, list[str]]] = {
-    "002 SFT, CUDA": ("sft", "torchrun", []),
-    "002 merge of SFT": ("merged_sft", "plain", []),
-    "002 reward model, CUDA": ("reward", "torchrun", []),
-    "002 PPO, CUDA": ("ppo", "accelerate", ["--main_process_port 0", "--save_freq 1", "--steps 32"]),
+#: Command → the stage of the pipeline that runs it
+CUDA = {
+    "002 SFT, CUDA": "sft",
+    "002 merge of SFT": "merged_sft",
+    "002 reward model, CUDA": "reward",
+    "002 PPO, CUDA": "ppo",
 }
-HABANA: dict[str, tuple[str, str, list[str]]] = {
-    "002 SFT, Habana": ("sft", "gaudi_spawn.py (mpirun)", []),
-    "002 merge of SFT": ("merged_sft", "plain", []),
-    "002 reward model, Habana, one card": ("reward", "plain", []),
-    "002 reward model, Habana": ("reward", "gaudi_spawn.py (mpirun)", []),
-    "002 PPO, Habana, one card": ("ppo", "plain", ["--save_freq 1", "--steps 16"]),
-    "002 PPO, Habana": ("ppo", "gaudi_spawn.py (mpirun)", ["--save_freq 1", "--steps 32"]),
+HABANA = {
+    "002 SFT, Habana": "sft",
+    "002 merge of SFT": "merged_sft",
+    "002 reward model, Habana, one card": "reward_single",
+    "002 reward model, Habana": "reward",
+    "002 PPO, Habana, one card": "ppo_single",
+    "002 PPO, Habana": "ppo",
 }
+AS_WRITTEN = {command.name: command.text for command in (*seed_002.COMMANDS, *seed_002_habana.COMMANDS)}
+#: flags of how many processes there are
+PROCESSES = {"--nproc_per_node", "--num_processes", "--world_size"}
 PPO_KEYS = {
     *("objective/kl", "objective/kl_coef", "objective/entropy", "objective/scores", "objective/rlhf_reward"),
     *("policy/approxkl", "policy/clipfrac", "policy/ratio", "policy/loss"),
@@ -229,16 +234,52 @@ def test_what_ran_and_what_it_left_is_in_the_record(
     device = "hpu" if pipeline.on_gaudi else "cpu"
     monkeypatch.chdir(pipeline.root / "rlhf")  # where the bases of the adapters are found
     ran = {}
-    for name, (stage, by, changed) in (HABANA if pipeline.on_gaudi else CUDA).items():
-        directory = pipeline.root / "single" / stage if "one card" in name else getattr(pipeline, stage)
+    for name, stage in (HABANA if pipeline.on_gaudi else CUDA).items():
+        alone = stage.removesuffix("_single")
+        directory = pipeline.root / "single" / alone if stage != alone else getattr(pipeline, stage)
         if stage.startswith("merged"):
             processes, found = 1, left.by_a_merge(directory)
         else:
             processes = json.loads((directory / "environment.json").read_text())["processes"]
-            found = left.by_a_stage(directory, stage, device)
-        ran[name] = {"processes": processes, "by": by, "left": found, "changed": changed}
+            found = left.by_a_stage(directory, alone, device)
+        command = pipeline.commands[stage]
+        changed = changed_flags(AS_WRITTEN[name], command)
+        ran[name] = {
+            "processes": processes,
+            "by": launcher_of(command),
+            "left": found,
+            "changed": changed,
+        }
     if pipeline.ppo_processes == 2:
         record.hold(device, ran)
+
+
+def launcher_of(command: str) -> str:
+    """What starts the processes of a command."""
+    words = command.split()
+    if words[0] in ("torchrun", "accelerate"):
+        return words[0]
+    return (
+        "gaudi_spawn.py (mpirun)" if words[1].endswith("gaudi_spawn.py") and "--use_mpi" in words else "plain"
+    )
+
+
+def changed_flags(written: str, ran: str) -> list[str]:
+    """Flags with their values that only one of two commands has, but for the number of processes."""
+    before, now = flags_of(written), flags_of(ran)
+    given = [f"{flag} {value}".strip() for flag, value in now.items() if before.get(flag) != value]
+    return given + [f"without {flag}" for flag in before if flag not in now]
+
+
+def flags_of(command: str) -> dict[str, str]:
+    """Flag → value, empty where it has none."""
+    words = [part for word in shlex.split(command.replace("\\\n", " ")) for part in word.split("=", 1)]
+    values = [*words[1:], "--"]
+    found = {}
+    for flag, value in zip(words, values, strict=True):
+        if flag.startswith("--") and flag not in PROCESSES:
+            found[flag] = "" if value.startswith("--") else value
+    return found
 
 
 def assert_answers(model: torch.nn.Module, directory: Path) -> None:

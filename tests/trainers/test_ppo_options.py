@@ -232,11 +232,10 @@ def test_several_generation_batches_make_the_update_of_one_large_one(tmp_path: P
     large = ppo_trainer(tmp_path / "1", roles(), ppo_settings(batch_size=8))
     several = ppo_trainer(tmp_path / "2", roles(), ppo_settings(batch_size=2, generation_batches=4))
     calls: list[int] = []
-    generate = several.maker.engine._generate_batch
-    several.maker.engine._generate_batch = lambda policy, prompts, *rest: (
-        calls.append(len(prompts)),
-        generate(policy, prompts, *rest),
-    )[1]
+    answer = several.maker.engine._answer
+    several.maker.engine._answer = lambda batch, *rest: (calls.append(len(batch.rows)), answer(batch, *rest))[
+        1
+    ]
     large.train()
     several.train()
     assert set(calls) == {2}
