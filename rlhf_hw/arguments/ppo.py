@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from transformers.hf_argparser import HfArg
@@ -293,6 +293,18 @@ class PPORun(Run):
     data: PPODataArguments
     stage: PPOArguments
     sharding: PPOShardingArguments
+
+
+def critic_adapter(run: Run) -> PeftArguments:
+    """What of a separate value model is trained: as of the policy, but for the flags of its own."""
+    ppo, peft = run.stage, run.peft
+    if ppo.critic_lora_rank == 0:
+        return replace(peft, full_finetune=True)
+    if ppo.critic_lora_rank is not None:
+        peft = replace(peft, full_finetune=False, peft="lora", lora_rank=ppo.critic_lora_rank)
+    if ppo.critic_lora_target_modules is not None:
+        peft = replace(peft, lora_target_modules=ppo.critic_lora_target_modules, lora_all_linear=False)
+    return peft
 
 
 def ppo_parser() -> StageParser:

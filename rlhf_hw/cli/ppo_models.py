@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from backends.shapes import RolloutShapes
-from rlhf_hw.arguments.peft import PeftArguments
-from rlhf_hw.arguments.ppo import PPORun
+from rlhf_hw.arguments.ppo import PPORun, critic_adapter
 from rlhf_hw.cli.session import Session
 from rlhf_hw.cli.sharing import Sharing, has_tokenizer
 from rlhf_hw.errors import UserError
@@ -60,7 +59,7 @@ def actor_critic(session: Session, run: PPORun, tokenizer: Any, sharing: Sharing
     for model in (roles, reference):
         if model is not None:
             remove_dropout(model)
-    session.say("; ".join([reference_line(sharing), value_line(run, sharing)]))
+    session.say("; ".join([reference_line(run, sharing), value_line(run, sharing)]))
     return roles
 
 
@@ -142,10 +141,13 @@ def fresh_value(session: Session) -> Iterator[None]:
         yield
 
 
-def reference_line(sharing: Sharing) -> str:
+def reference_line(run: PPORun, sharing: Sharing) -> str:
     """Where the reference is."""
     if "reference" in sharing.apart:
         return "reference: a model of its own"
+    adapters = sharing.shared["reference"].adapters
+    if run.peft.peft == "lora" and adapters != sharing.policy.adapters:
+        return f"reference: the policy's base with {' and '.join(adapters) or 'no adapter'}"
     if sharing.continues:
         return "reference: the policy's base with the adapter it began from"
     return "reference: the policy without its adapter"
@@ -188,18 +190,6 @@ def value_source(run: PPORun) -> tuple[str, str | None]:
     if run.stage.critic_model_name is not None:
         return "--critic_model_name", run.stage.critic_model_name
     return "--model_name", None
-
-
-def critic_adapter(run: PPORun) -> PeftArguments:
-    """What of a separate value model is trained: as of the policy, but for the flags of its own."""
-    ppo, peft = run.stage, run.peft
-    if ppo.critic_lora_rank == 0:
-        return replace(peft, full_finetune=True)
-    if ppo.critic_lora_rank is not None:
-        peft = replace(peft, full_finetune=False, peft="lora", lora_rank=ppo.critic_lora_rank)
-    if ppo.critic_lora_target_modules is not None:
-        peft = replace(peft, lora_target_modules=ppo.critic_lora_target_modules, lora_all_linear=False)
-    return peft
 
 
 def check_critic_tokenizer(session: Session, run: PPORun, tokenizer: Any) -> None:

@@ -25,7 +25,7 @@ from rlhf_hw.cli.sharding import evaluate_at_the_start, is_sharded, sharding_not
 from rlhf_hw.cli.training_arguments import make_training_arguments
 from rlhf_hw.data.sources import DataSource, Purpose, Splits, load_splits
 from rlhf_hw.errors import UserError
-from rlhf_hw.models.adapters import adapter_config, attach_adapter, count_parameters
+from rlhf_hw.models.adapters import adapter_config, attach_adapter, check_trains, count_parameters
 from rlhf_hw.models.load import LoadOptions, check_model_path, check_tokenizer_path, load_tokenizer
 from rlhf_hw.models.wrapping import set_dropout
 from rlhf_hw.report.callback import RunDirectoryCallback
@@ -246,9 +246,11 @@ class Session:
         if self.run.model.dropout is not None:
             set_dropout(model, self.run.model.dropout)
         config = config or self.adapter_config(task_type, peft)
-        if config is None:
-            return model
-        return attach_adapter(model, config, gradient_checkpointing=self.args.gradient_checkpointing)
+        if config is not None:
+            model = attach_adapter(model, config, gradient_checkpointing=self.args.gradient_checkpointing)
+        if self.args.do_train:
+            check_trains(model, model.name_or_path)
+        return model
 
     def adapter_config(self, task_type: str, peft: PeftArguments | None = None) -> Any:
         """PEFT's configuration of the adapter that `--peft` (or `peft`) names, or None."""

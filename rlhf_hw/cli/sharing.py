@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_hw.arguments.ppo import PPORun
+from rlhf_hw.arguments.ppo import PPORun, critic_adapter
 from rlhf_hw.cli.session import Session
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.adapter_files import Chain, not_plain_lora, not_the_same_weights
@@ -106,10 +106,13 @@ class _Decision:
             if ppo.critic_lora_rank == 0
             else self._obstacle(chain, own=name is not None)
         )
+        whole = critic_adapter(self.run).peft is None
         asked = ppo.critic_lora_rank is not None or ppo.critic_lora_target_modules is not None
         from_scores = bool(chain.adapters) and name is not None and is_reward_adapter(chain.adapters[-1])
         plain = from_scores and not_plain_lora(chain.adapters[-1]) is None
-        self.sharing.value_continues = plain and not asked and not _other_shape(self.run, chain.adapters[-1])
+        self.sharing.value_continues = (
+            not whole and plain and not asked and not _other_shape(self.run, chain.adapters[-1])
+        )
         self._settle("value", chain, obstacle)
 
     def reward(self) -> None:

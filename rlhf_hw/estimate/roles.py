@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rlhf_hw.arguments.peft import PeftArguments
-from rlhf_hw.arguments.ppo import PPOArguments
+from rlhf_hw.arguments.ppo import PPOArguments, critic_adapter
 from rlhf_hw.arguments.reward import RewardPeftArguments
 from rlhf_hw.arguments.run import Run
 from rlhf_hw.estimate.fakes import as_prepared_for_bits, causal_model, classifier, quantized_bytes
@@ -184,21 +184,10 @@ class Models:
     def critic(self, layers: int | None = None) -> RewardModel:
         """A value model of its own."""
         config = with_layers(self.configs["critic"], layers or self.layers["critic"])
-        peft = self.critic_adapter()
+        peft = critic_adapter(self.run)
         dtype = torch.float32 if peft.peft is None else self._dtype(trained=True)
         made = classifier(config, dtype, self.conditions.attention)
         return RewardModel(self._adapted(made, "SEQ_CLS", peft))
-
-    def critic_adapter(self) -> PeftArguments:
-        """What of a separate value model is trained (as `rlhf-hw ppo` settles it)."""
-        ppo, peft = self.run.stage, self.run.peft
-        if ppo.critic_lora_rank == 0:
-            return replace(peft, full_finetune=True)
-        if ppo.critic_lora_rank is not None:
-            peft = replace(peft, full_finetune=False, peft="lora", lora_rank=ppo.critic_lora_rank)
-        if ppo.critic_lora_target_modules is not None:
-            peft = replace(peft, lora_target_modules=ppo.critic_lora_target_modules, lora_all_linear=False)
-        return peft
 
     def actor_critic(self, layers: Mapping[str, int]) -> tuple[ActorCritic, dict[str, nn.Module]]:
         """(the roles of PPO together, role → the model that holds its layers)."""
@@ -222,7 +211,7 @@ class Models:
         """A value function that is an adapter of the policy's base."""
         base = SharedBase(policy)
         with torch.device("meta"):
-            config = for_layers_of(policy, self._adapter_config("CAUSAL_LM", self.critic_adapter()))
+            config = for_layers_of(policy, self._adapter_config("CAUSAL_LM", critic_adapter(self.run)))
             base.add(VALUE, config, trained=True)
             return base, AdapterRole(base, [VALUE], torch.zeros(1, _width(policy)))
 

@@ -125,6 +125,15 @@ def for_layers_of(model: Any, config: Any) -> Any:
     return config
 
 
+def check_trains(model: Any, name: str) -> None:
+    """Raise if no weight of `model`, which was loaded from `name`, is trained: a run would change nothing."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            f"{name}: none of the {type(model).__name__}'s weights is trained: all are frozen as loaded; name a model whose "
+            "weights can train, or train an adapter on it (--peft lora)"
+        )
+
+
 def count_parameters(model: Any) -> tuple[int, int]:
     """(trained, all) parameters."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

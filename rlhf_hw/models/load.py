@@ -242,7 +242,7 @@ def _has_score_head(directory: Path) -> bool:
 
 
 def with_adapter_merged(model: Any, directory: str, flag: str) -> Any:
-    """`model` with the adapter in `directory` merged into its weights."""
+    """`model` with the adapter in `directory` merged into its weights, of which those train that did before."""
     from peft import PeftConfig, PeftModel
 
     config = PeftConfig.from_pretrained(directory)
@@ -259,7 +259,10 @@ def with_adapter_merged(model: Any, directory: str, flag: str) -> Any:
     rows = _saved_embedding_rows(Path(directory))
     if rows is not None and rows != model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(rows)
+    trained = {name for name, weight in _weights(model) if weight.requires_grad}  # none of the quantized
     merged = PeftModel.from_pretrained(model, directory, config=config).merge_and_unload()
+    for weight_name, weight in _weights(merged):
+        weight.requires_grad_(weight_name in trained)  # PEFT has frozen them all
     if hasattr(
         merged, "peft_config"
     ):  # PEFT below 0.18 leaves it, and then takes the next adapter for a second one
@@ -267,6 +270,11 @@ def with_adapter_merged(model: Any, directory: str, flag: str) -> Any:
     # an adapter trained on top of this one must name it as its base
     merged.name_or_path = merged.config._name_or_path = directory
     return merged
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters by every name they go by: merging may untie the embeddings."""
+    return model.named_parameters(remove_duplicate=False)
 
 
 #: Input embeddings as Llama, Qwen and OPT, GPT-2, GPT-NeoX, and Bloom and Falcon name them.

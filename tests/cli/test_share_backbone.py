@@ -8,13 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from run_results import metrics
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from rlhf_hw.arguments.ppo import parse_ppo
+from rlhf_hw.cli import ppo_models
+from rlhf_hw.cli.sharing import Sharing
 from rlhf_hw.models.adapter_files import Chain
 from rlhf_hw.models.load import LoadOptions, load_reward_model
 
@@ -95,6 +99,41 @@ def test_a_new_adapter_stands_on_the_one_that_the_policy_is(
     assert abs(found[1]["objective/kl"]) > 1e-4
 
 
+def test_every_weight_is_trained_from_adapters_where_that_is_asked_for(
+    text_llama_dir: Path, lora_reward_dir: Path, workplace: Path, run: Run, ppo_flags: list[object]
+) -> None:
+    """Policy and value start from LoRA directories; what is written are whole models, moved in every matrix."""
+    base = AutoModelForCausalLM.from_pretrained(text_llama_dir)
+    peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM")).save_pretrained(workplace / "sft")
+    flags = [*ppo_flags, "--model_name", workplace / "sft", "--tokenizer_name", text_llama_dir]
+    flags += ["--reward_model_name", lora_reward_dir, "--init_value_with_reward", "--full_finetune"]
+    outcome = run("ppo", *flags, "--steps", 4, "--output_dir", "out")
+    assert outcome.status == 0, outcome.err
+    start = load_file(text_llama_dir / "model.safetensors")
+    for directory in ("out", "out/critic"):
+        trained_on = load_file(f"{directory}/model.safetensors")
+        matrices = [name for name in trained_on if name in start and "_proj" in name]
+        assert len(matrices) >= 7
+        assert not any(torch.equal(trained_on[name], start[name]) for name in matrices)
+    head = load_file("out/critic/model.safetensors")["score.weight"]
+    before = load_file(lora_reward_dir / "adapter_model.safetensors")["base_model.model.score.weight"]
+    assert not torch.equal(head, before)
+
+
+def test_a_frozen_policy_is_refused_in_one_line(
+    run: Run, ppo_flags: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose own code freezes it."""
+    load = ppo_models.load_policy
+    monkeypatch.setattr(ppo_models, "load_policy", lambda *args: load(*args).requires_grad_(False))
+    Path("flat.py").write_text("def score(prompts, responses):\n    return [len(r) for r in responses]\n")
+    flags = [*ppo_flags, "--full_finetune", "--reward_function", "flat:score", "--output_dir", "out"]
+    outcome = run("ppo", *flags)
+    assert outcome.status == 2
+    assert "none of the LlamaForCausalLM's weights is trained" in outcome.err.splitlines()[-1]
+    assert "Traceback" not in outcome.err
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
@@ -142,12 +181,24 @@ def test_what_cannot_share_is_said_or_refused(
     assert why in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("continues", "reference", "expected"),
+    [
+        (True, Chain("base", ("sft",)), "the policy's base with the adapter it began from"),
+        (False, Chain("base", ("sft",)), "the policy without its adapter"),
+        (True, Chain("same", ("below", "other")), "the policy's base with below and other"),
+        (True, Chain("base"), "the policy's base with no adapter"),
+    ],
+)
+def test_the_reference_is_named_as_it_is(continues: bool, reference: Chain, expected: str) -> None:
+    settings = parse_ppo(["--model_name", "sft", "--reward_function", "flat:score", "--output_dir", "out"])
+    sharing = Sharing(Chain("base", ("sft",)), continues, shared={"reference": reference})
+    assert ppo_models.reference_line(settings, sharing) == f"reference: {expected}"
+
+
 @pytest.fixture(scope="session")
 def lora_reward_dir(text_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reward model's adapter with its head and tokenizer."""
-    import peft
-    from transformers import AutoTokenizer
-
     directory = tmp_path_factory.mktemp("lora_reward")
     model = AutoModelForSequenceClassification.from_pretrained(text_llama_dir, num_labels=1)
     peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=2)).save_pretrained(directory)

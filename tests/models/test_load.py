@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_hw.errors import UserError
+from rlhf_hw.models.adapters import check_trains
 from rlhf_hw.models.load import (
     LoadOptions,
     adapter_base,
@@ -20,6 +21,7 @@ from rlhf_hw.models.load import (
     load_reward_model,
     load_sequence_classifier,
     load_tokenizer,
+    with_adapter_merged,
 )
 from rlhf_hw.models.merge import merge_adapter
 from rlhf_hw.models.reward_model import RewardModel, RewardStatistics
@@ -75,6 +77,31 @@ def test_adapters_on_adapters_are_read_back_as_they_were_trained(base: str, tmp_
         same(ppo(IDS).logits, sft(IDS).logits)
     ppo.save_pretrained(tmp_path / "ppo")
     same(policy(tmp_path / "ppo")(IDS).logits, ppo(IDS).logits)
+
+
+def test_weights_with_an_adapter_merged_train_as_those_of_a_whole_model(base: str, tmp_path: Path) -> None:
+    """Also with an adapter on an adapter; what was frozen before the adapter came stays frozen."""
+    trained_lora(policy(base), "CAUSAL_LM").save_pretrained(tmp_path / "sft")
+    frozen = load_sequence_classifier(str(tmp_path / "sft"), LoadOptions(), 0)
+    trained_lora(frozen, "SEQ_CLS").save_pretrained(tmp_path / "rm")
+    policies = [policy(path) for path in (base, tmp_path / "sft")]
+    classifiers = [load_sequence_classifier(str(path), LoadOptions(), 0) for path in (base, tmp_path / "rm")]
+    for whole, merged in (policies, classifiers):
+        expected = {name: weight.requires_grad for name, weight in whole.named_parameters()}
+        assert {name: weight.requires_grad for name, weight in merged.named_parameters()} == expected
+        assert any(expected.values())
+    half = policy(base)
+    half.get_input_embeddings().requires_grad_(False)
+    merged = with_adapter_merged(half, str(tmp_path / "sft"), "--model_name")
+    assert not merged.get_input_embeddings().weight.requires_grad
+    assert any(weight.requires_grad for weight in merged.parameters())
+
+
+def test_a_model_of_which_nothing_trains_is_refused(tiny_llama_dir: str) -> None:
+    model = policy(tiny_llama_dir)
+    check_trains(model, tiny_llama_dir)
+    with pytest.raises(UserError, match="none of the LlamaForCausalLM's weights is trained"):
+        check_trains(model.requires_grad_(False), tiny_llama_dir)
 
 
 def test_a_relative_base_is_found_from_another_working_directory(
