@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -33,6 +34,17 @@ def tiny_model(
         return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     config.num_labels = labels
     return AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa").eval()
+
+
+def long_context(kind: str, trained: int = 6) -> dict[str, Any]:
+    """What a configuration says of rotary embeddings (heads of 8) that change beyond `trained` tokens."""
+    said: dict[str, Any] = {"rope_type": kind, "factor": 4.0}
+    if kind == "longrope":
+        said |= {"short_factor": [1.0] * 4, "long_factor": [4.0, 8.0, 2.0, 6.0]}
+        said["original_max_position_embeddings"] = trained
+    if transformers.__version__.startswith("4."):
+        return {"rope_scaling": said}
+    return {"rope_parameters": {**said, "rope_theta": 10000.0}}
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:

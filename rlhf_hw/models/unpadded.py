@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from rlhf_hw.models.wrapping import is_peft, trunk, unwrap, without_adapters
+from rlhf_hw.models.wrapping import foreign_module, is_peft, trunk, unwrap, without_adapters
 
 ATTENTION = "rlhf_hw_rows"
 #: whose attention goes through transformers' interface, and whose positions are what `position_ids` says
@@ -52,8 +52,8 @@ def leave_padding_out(model: nn.Module) -> bool:
         inner.config.model_type in FAMILIES
         and inner.config._attn_implementation == "sdpa"
         and all(adapter.peft_type in ADAPTERS for adapter in adapters)
-        # another library may have put its own forward passes in the place of transformers'
-        and all(type(module).forward.__module__.split(".")[0] != "optimum" for module in inner.modules())
+        # a model may call itself Llama and attend in a way of its own
+        and foreign_module(inner) is None
     )
     if known:
         _unpadded.add(trunk(model))

@@ -59,6 +59,22 @@ def adapter_state(model: nn.Module) -> Hashable:
     return (getattr(inner.base_model, "_enabled", None), *states)  # LLaMA-Adapter takes its modules out
 
 
+#: whose forward passes are known here; accelerate's call those they replace
+_LIBRARIES = frozenset({"torch", "transformers", "peft", "accelerate", "rlhf_hw"})
+
+
+def foreign_module(model: nn.Module) -> str | None:
+    """The class of a module inside `model` whose forward pass someone else wrote, or put there; None where none is.
+
+    A linear layer may be anyone's (one with quantised weights is): it mixes no tokens.
+    """
+    for module in model.modules():
+        source = getattr(module.forward, "__module__", None) or ""
+        if source.split(".")[0] not in _LIBRARIES and not isinstance(module, nn.Linear):
+            return type(module).__name__
+    return None
+
+
 def part_of_state(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The entries of a state dict below `prefix`, by their names there."""
     return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -16,7 +16,7 @@ import torch
 from backends.base import DecodingOptions
 from backends.shapes import RolloutShapes
 from rlhf_hw.errors import UserError
-from rlhf_hw.models.wrapping import in_evaluation, virtual_tokens, without_adapters
+from rlhf_hw.models.wrapping import foreign_module, in_evaluation, virtual_tokens, without_adapters
 from rlhf_hw.rollout.engine import (
     Rollout,
     Sampling,
@@ -30,6 +30,9 @@ from rlhf_hw.rollout.sampling import sample_tokens, score_processors, uniforms
 
 #: kinds of attention whose whole past may lie in the cache: a window is then the mask's
 _KINDS = {"full_attention", "sliding_attention"}
+#: rotary embeddings whose frequencies change once the longest row of a batch is long. Which row that is depends on what
+#: is prefilled together and on what has ended; and some models' `generate` then works all keys out again.
+_ROPE_OF_THE_BATCH = {"dynamic", "longrope"}
 
 
 class CompactEngine:
@@ -124,6 +127,9 @@ def why_not_compact(policy: Any) -> str | None:
     name, config = type(model).__name__, model.config
     if not any(base.__module__.startswith("transformers.models.") for base in type(model).__mro__):
         return f"{name} is code of its own and not transformers'"
+    foreign = foreign_module(model)
+    if foreign is not None:
+        return f"the {foreign} in {name} is code of its own and not transformers'"
     kinds = set(getattr(config, "layer_types", None) or ()) - _KINDS
     if kinds or getattr(model, "_is_stateful", False):
         return f"{name} keeps more of the past than keys and values"
@@ -131,7 +137,21 @@ def why_not_compact(policy: Any) -> str | None:
     takes_a_cache = "past_key_values" in inspect.signature(type(model).forward).parameters
     if shared or not takes_a_cache or config.is_encoder_decoder or config.get_text_config() is not config:
         return f"{name} is not a plain decoder"
+    if rope_kinds(config) & _ROPE_OF_THE_BATCH:
+        return f"{name} rotates all keys by the length of the longest row"
     return None
+
+
+def rope_kinds(config: Any) -> set[str]:
+    """The kinds of rotary embedding that `config` asks for, in the spelling of either transformers."""
+    found: set[str] = set()
+    for name in ("rope_parameters", "rope_scaling"):
+        given = getattr(config, name, None) or {}
+        for part in (given, *given.values()):  # newer ones may be told by the kind of layer
+            kind = part.get("rope_type", part.get("type")) if isinstance(part, dict) else None
+            if kind is not None:
+                found.add(kind)
+    return found
 
 
 class _Batch:

@@ -28,6 +28,8 @@ from rlhf_hw.models.wrapping import without_adapters
 #: by which transformers knows modules that FSDP shares out; PyTorch sets it on all of them
 _MARK = "_is_fsdp_managed_module"
 OPTIMIZER_DIRECTORY = "optimizer_fsdp"
+#: what a checkpoint holds whose optimizer was saved in another way; the last is DeepSpeed's
+_OTHERS_SAVE = ("optimizer.pt", "scheduler.pt", "latest")
 
 
 def is_shared(model: nn.Module) -> bool:
@@ -154,6 +156,9 @@ def _laid_aside(handle: Any) -> Iterator[None]:
 @contextmanager
 def taking_whole_weights(model: nn.Module) -> Iterator[None]:
     """Inside, `load_state_dict` of `model` and of its parts takes whole weights, of which each process keeps its share."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # after an evaluation the root's weights are still whole
     with ExitStack() as hooks:
         for module in model.modules():
             if any(isinstance(weight, DTensor) for weight in module.parameters(recurse=False)):
@@ -189,20 +194,23 @@ def save_optimizer(model: nn.Module, optimizer: Any, checkpoint: str | Path) -> 
     distributed_checkpoint.save(state, checkpoint_id=Path(checkpoint) / OPTIMIZER_DIRECTORY)
 
 
-def load_optimizer(model: nn.Module, optimizer: Any, checkpoint: str | Path) -> None:
-    """Read back what `save_optimizer` wrote, with any number of processes.
+def load_optimizer(model: nn.Module, optimizer: Any, checkpoint: str | Path) -> bool:
+    """Read back what `save_optimizer` wrote, with any number of processes; False where only the model was saved.
 
     Raises:
         UserError: `checkpoint` is not one of FSDP.
     """
     directory = Path(checkpoint) / OPTIMIZER_DIRECTORY
     if not directory.is_dir():
+        if not any((Path(checkpoint) / name).exists() for name in _OTHERS_SAVE):
+            return False  # --save_only_model
         raise UserError(
             f"--resume_from_checkpoint: {checkpoint} was not written with --fsdp; resume as its run was started"
         )
     state = get_optimizer_state_dict(model, _innermost(optimizer))
     distributed_checkpoint.load(state, checkpoint_id=directory)
     set_optimizer_state_dict(model, _innermost(optimizer), state)
+    return True
 
 
 def _innermost(optimizer: Any) -> Any:

@@ -68,5 +68,6 @@ class FullySharded(TrainerBase):
         if checkpoint is None or not fsdp.is_shared(self.model):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        fsdp.load_optimizer(self.model, self.optimizer, checkpoint)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_FILE, weights_only=True))
+        if fsdp.load_optimizer(self.model, self.optimizer, checkpoint):
+            schedule = torch.load(Path(checkpoint) / SCHEDULER_FILE, weights_only=True)
+            self.lr_scheduler.load_state_dict(schedule)

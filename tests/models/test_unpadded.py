@@ -5,8 +5,9 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, tiny_model
-from transformers import AutoModelForCausalLM, MistralConfig, Qwen3Config
+from tiny_models import ARCHITECTURES, long_context, tiny_model
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from rlhf_hw.models.positions import logits_at, packed_attention_mask
 from rlhf_hw.models.reward_model import RewardModel
@@ -89,6 +90,42 @@ def test_scores_are_those_of_the_padded_batch(left: bool) -> None:
     assert leave_padding_out(model.model)
     found = model(ids, mask), model(ids, mask, every_token=True)[mask.bool()]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+class OwnAttention(LlamaAttention):
+    """Someone's attention in a model that calls itself Llama: no row is told from another in it."""
+
+    def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+        return self.o_proj(self.q_proj(hidden_states).cumsum(dim=1)), None
+
+
+@pytest.mark.parametrize("how", ["class", "module"])
+def test_attention_that_is_not_transformers_own_keeps_its_padding(how: str) -> None:
+    model = tiny_model()
+    attention = model.model.layers[1].self_attn
+    if how == "class":
+        attention.__class__ = OwnAttention
+    else:
+        attention.forward = OwnAttention.forward.__get__(attention)
+    assert not leave_padding_out(model)
+    linear = tiny_model()
+    linear.model.layers[1].self_attn.q_proj.__class__ = type("Quantised", (torch.nn.Linear,), {})
+    assert leave_padding_out(linear)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_frequencies_that_the_longest_row_decides_stay_those_of_the_padded_batch(kind: str) -> None:
+    """Rows laid end to end keep their positions, so none counts as longer."""
+    ids, mask = batch()
+    found = []
+    for unpadded in (False, True):
+        torch.manual_seed(0)
+        config = LlamaConfig(**SIZES, max_position_embeddings=6, **long_context(kind))
+        model = AutoModelForCausalLM.from_config(config)
+        if unpadded:
+            assert leave_padding_out(model)
+        found.append(logits_at(model, mask.bool(), input_ids=ids, attention_mask=mask).logits)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
 
 
 def test_what_could_change_a_result_keeps_its_padding() -> None:

@@ -1,5 +1,7 @@
 """Which parts of a model FSDP gathers at once, and steps that all processes must agree on."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,14 @@ from tiny_runs import roles, with_lora
 from rlhf_hw.arguments.fsdp import FSDPPlan
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.reward_model import RewardModel
-from rlhf_hw.trainers.fsdp import units_of
+from rlhf_hw.trainers.fsdp import (
+    load_optimizer,
+    save_optimizer,
+    share_out,
+    taking_whole_weights,
+    units_of,
+    whole_state,
+)
 from rlhf_hw.trainers.optimizer_steps import FiniteStepsOnly
 
 
@@ -48,6 +57,37 @@ def test_the_whole_model_may_be_one_unit() -> None:
 def test_a_class_that_the_model_does_not_have_is_refused_with_those_it_has() -> None:
     with pytest.raises(UserError, match="the model has no GPT2Block; its layers are LlamaDecoderLayer"):
         classes(tiny_model(), layer_classes=("GPT2Block",))
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A group of one process."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_whole_weights_are_taken_after_an_evaluation(alone: None) -> None:
+    """The root keeps its weights whole after a forward pass that no backward pass follows."""
+    model, other = tiny_model(), tiny_model(seed=1)
+    share_out(model, FSDPPlan(), torch.device("cpu"))
+    with torch.no_grad():
+        model(torch.tensor([[5, 6, 7]]))
+    with taking_whole_weights(model):
+        model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(whole_state(model, kept=True), dict(other.state_dict()), rtol=0, atol=0)
+
+
+def test_an_optimizer_is_asked_for_only_where_one_was_saved(alone: None, tmp_path: Path) -> None:
+    model = tiny_model()
+    share_out(model, FSDPPlan(), torch.device("cpu"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert not load_optimizer(model, optimizer, tmp_path)
+    (tmp_path / "scheduler.pt").touch()
+    with pytest.raises(UserError, match="was not written with --fsdp"):
+        load_optimizer(model, optimizer, tmp_path)
+    save_optimizer(model, optimizer, tmp_path)
+    assert load_optimizer(model, optimizer, tmp_path)
 
 
 @pytest.mark.parametrize(("others_finite", "taken"), [(True, True), (False, False)])
