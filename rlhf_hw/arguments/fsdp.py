@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+from rlhf_hw.arguments.json_object import json_object
 from rlhf_hw.compat.fsdp_through_accelerate import OWN_MARK
 from rlhf_hw.errors import UserError
 
@@ -149,22 +148,7 @@ def _settings(config: Any) -> dict[str, Any]:
     if config is None or config == "":
         return {}
     if not isinstance(config, Mapping):
-        text = str(config)
-        if not text.lstrip().startswith("{"):
-            path = Path(text).expanduser()
-            if not path.is_file():
-                raise UserError(
-                    f"--fsdp_config: there is no file {text}; give a JSON object, or a file of one"
-                )
-            text = path.read_text(encoding="utf-8")
-        try:
-            config = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"--fsdp_config: line {error.lineno}: not JSON: {error.msg}; mend that line"
-            ) from error
-        if not isinstance(config, dict):
-            raise UserError(f"--fsdp_config: holds {type(config).__name__}, expected a JSON object")
+        config = json_object(str(config), "--fsdp_config", "give a JSON object, or a file of one")
     found = {}
     for name, value in config.items():
         key = str(name).lower().removeprefix("fsdp_")
@@ -236,9 +220,9 @@ def _with_units(plan: FSDPPlan, left: dict[str, Any], flag: str) -> FSDPPlan:
         raise UserError(
             f"{flag} auto_wrap_policy: there is no {policy!r}; there are {', '.join(name.upper() for name in _WRAPPING)}"
         )
-    classes = _names(left.pop("transformer_layer_cls_to_wrap", None))
+    classes = _names(left.pop("transformer_layer_cls_to_wrap", None), flag)
     size = left.pop("min_num_params", 0)
-    if not str(size).isdigit():
+    if not (str(size).isascii() and str(size).isdecimal()):
         raise UserError(f"{flag} min_num_params: got {size!r}, expected a number of weights, 0 or more")
     smallest = int(size)
     if classes and smallest:
@@ -257,11 +241,15 @@ def _with_units(plan: FSDPPlan, left: dict[str, Any], flag: str) -> FSDPPlan:
     )
 
 
-def _names(value: Any) -> tuple[str, ...]:
-    if not value:
+def _names(value: Any, flag: str) -> tuple[str, ...]:
+    if value is None:
         return ()
-    words: Iterable[Any] = value.split(",") if isinstance(value, str) else value
-    return tuple(str(word).strip() for word in words if str(word).strip())
+    words = value.split(",") if isinstance(value, str) else value
+    if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
+        raise UserError(
+            f"{flag} transformer_layer_cls_to_wrap: got {value!r}, expected the name of a class of layers, or a list of them"
+        )
+    return tuple(word.strip() for word in words if word.strip())
 
 
 def _reshard(value: Any, flag: str) -> bool:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers.hf_argparser import HfArg
 
 from rlhf_hw.arguments.fsdp import FSDPPlan, launched_with_fsdp, plan_of_the_launch, read_plan
+from rlhf_hw.arguments.json_object import json_object
 from rlhf_hw.compat.training_flags import OPTIMIZERS
 from rlhf_hw.errors import UserError
 
@@ -22,6 +21,14 @@ _OFF = ("", "false", "f", "no", "n", "0", "none")
 _BARE = ("true", "t", "yes", "y", "1")
 #: those of torch that were seen to train on shares as on whole weights
 _FSDP_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
+
+
+#: sections of DeepSpeed's configuration that are read here → what one looks like
+_SECTIONS = {
+    "zero_optimization": '{"stage": 2}',
+    "bf16": '{"enabled": true}',
+    "fp16": '{"enabled": false}',
+}
 
 
 @dataclass(kw_only=True)
@@ -82,7 +89,8 @@ def zero_stage(run: Run) -> int | None:
         return None
     if deepspeed_is_bare(said):
         return _stage_of(run.sharding) or 0
-    return int(read_config(said).get("zero_optimization", {}).get("stage", 0))
+    stage: int = read_config(said).get("zero_optimization", {}).get("stage", 0)
+    return stage
 
 
 def fsdp_plan(run: Run) -> FSDPPlan | None:
@@ -110,26 +118,16 @@ def read_config(said: Any) -> dict[str, Any]:
     """The DeepSpeed configuration that `--deepspeed` names or holds.
 
     Raises:
-        UserError: there is no such file, or no JSON object in it.
+        UserError: there is no such file, no JSON object in it, or a section of another kind than is read here.
     """
-    if isinstance(said, dict):
-        return said
-    text = str(said)
-    if not text.lstrip().startswith("{"):
-        path = Path(text).expanduser()
-        if not path.is_file():
-            raise UserError(
-                f"--deepspeed: there is no file {text}; give a DeepSpeed configuration, or the bare switch with --zero_stage"
-            )
-        text = path.read_text(encoding="utf-8")
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"--deepspeed {said}: line {error.lineno}: not JSON: {error.msg}; mend that line"
-        ) from error
-    if not isinstance(config, dict):
-        raise UserError(f"--deepspeed {said}: holds {type(config).__name__}, expected a JSON object")
+    otherwise = "give a DeepSpeed configuration, or the bare switch with --zero_stage"
+    config = said if isinstance(said, dict) else json_object(str(said), "--deepspeed", otherwise)
+    for name, example in _SECTIONS.items():
+        if not isinstance(config.get(name, {}), dict):
+            raise UserError(f"--deepspeed: {name} is {config[name]!r}, expected an object such as {example}")
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if type(stage) is not int or not 0 <= stage <= 3:
+        raise UserError(f"--deepspeed: zero_optimization.stage is {stage!r}, expected 0, 1, 2 or 3")
     return config
 
 

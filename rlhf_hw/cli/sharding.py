@@ -25,6 +25,7 @@ from rlhf_hw.arguments.sharding import (
     zero_stage,
 )
 from rlhf_hw.compat.fsdp_through_accelerate import OWN_MARK, forget_fsdp, fsdp_arguments
+from rlhf_hw.compat.torch_extensions import prepare_extensions
 from rlhf_hw.errors import UserError
 
 _SHARED = {
@@ -50,6 +51,7 @@ def sharding_arguments(run: Run, backend: Backend, precision: Precision) -> dict
     if config is None:
         return {"deepspeed": None}
     os.environ.setdefault("DS_ACCELERATOR", backend.device_type)
+    prepare_extensions()
     if "RANK" not in os.environ:
         os.environ.update(_alone())
     os.environ.pop(

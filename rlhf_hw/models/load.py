@@ -138,7 +138,24 @@ def adapter_base(name: str) -> str:
 
     A relative path is one from where training ran, as PEFT writes it. Where it leads nowhere from here, it is tried from
     the folders above the adapter: training mostly ran in one of them.
+
+    Raises:
+        UserError: the adapter names itself as its base, or an adapter on itself.
     """
+    base = further = _named_base(name)
+    seen = {Path(name).resolve()}
+    while is_adapter(further):
+        if Path(further).resolve() in seen:
+            raise UserError(
+                f"{name}: its {ADAPTER_CONFIG} names itself as its base{'' if further == base else ', by way of others'}; "
+                "write the model that it was trained on into base_model_name_or_path"
+            )
+        seen.add(Path(further).resolve())
+        further = _named_base(further)
+    return base
+
+
+def _named_base(name: str) -> str:
     base: str = json.loads((Path(name) / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
     if not Path(base).is_dir():
         for folder in Path(name).resolve().parents:

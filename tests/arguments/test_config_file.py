@@ -130,7 +130,7 @@ def test_two_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("parse", "argv"),
     [
-        (parse_sft, [*SFT, "--peft", "none", "--warmup_ratio", ".1", "--deepspeed", '{"bf16": true}']),
+        (parse_sft, [*SFT, "--peft", "none", "--warmup_ratio", ".1", "--deepspeed", '{"bf16": {}}']),
         (parse_reward, ["--model_name", "m", "--output_dir", "o", "--use_habana"]),
         (
             parse_ppo,

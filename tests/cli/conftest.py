@@ -121,3 +121,38 @@ def ppo_flags(text_llama_dir: Path, pairs_file: Path) -> list[object]:
         *("--steps", 8, "--batch_size", 4, "--mini_batch_size", 2, "--gradient_accumulation_steps", 2),
         *("--ppo_epochs", 2, "--output_max_length", 6, "--learning_rate", 0.01),
     ]
+
+
+@pytest.fixture(scope="session")
+def language_model_flags(text_llama_dir: Path, pairs_file: Path) -> list[object]:
+    return ["--model_name_or_path", text_llama_dir, "--train_file", pairs_file]
+
+
+@pytest.fixture
+def refused(run: Command, workplace: Path) -> Callable[..., str]:
+    """Run a command that must be refused before anything is written; the one line it says about that."""
+
+    def command(*words: object) -> str:
+        before = snapshot(workplace)
+        outcome = run(*words)
+        lines = [line for line in outcome.err.splitlines() if "error:" in line]
+        assert outcome.status == 2, outcome.err
+        assert len(lines) == 1, outcome.err
+        assert lines[0].startswith(f"rlhf-hw {words[0]}: error: ")
+        assert "Traceback" not in outcome.err + outcome.out
+        assert snapshot(workplace) == before
+        return lines[0]
+
+    return command
+
+
+@pytest.fixture
+def deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed counts as installed; nothing here gets as far as importing it."""
+    monkeypatch.setattr("rlhf_hw.arguments.sharding.find_spec", lambda name: name)
+
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    """Every path below a directory, with the bytes of the files."""
+    paths = sorted(directory.rglob("*"))
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in paths}

@@ -12,44 +12,13 @@ from run_results import write_rows
 
 from backends import Availability
 from backends.hpu import HPUBackend
+from rlhf_hw.errors import UserError
+from rlhf_hw.estimate.sizes import model_config
+from rlhf_hw.models.fingerprint import model_fingerprint
+from rlhf_hw.models.load import LoadOptions
 
 Run = Callable[..., Any]
 OUT = ("--output_dir", "out")
-
-
-@pytest.fixture(scope="session")
-def language_model_flags(text_llama_dir: Path, pairs_file: Path) -> list[object]:
-    return ["--model_name_or_path", text_llama_dir, "--train_file", pairs_file]
-
-
-@pytest.fixture
-def refused(run: Run, workplace: Path) -> Callable[..., str]:
-    """Run a command that must be refused before anything is written; the one line it says about that."""
-
-    def command(*words: object) -> str:
-        before = snapshot(workplace)
-        outcome = run(*words)
-        lines = [line for line in outcome.err.splitlines() if "error:" in line]
-        assert outcome.status == 2, outcome.err
-        assert len(lines) == 1, outcome.err
-        assert lines[0].startswith(f"rlhf-hw {words[0]}: error: ")
-        assert "Traceback" not in outcome.err + outcome.out
-        assert snapshot(workplace) == before
-        return lines[0]
-
-    return command
-
-
-@pytest.fixture
-def deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeepSpeed counts as installed; nothing here gets as far as importing it."""
-    monkeypatch.setattr("rlhf_hw.arguments.sharding.find_spec", lambda name: name)
-
-
-def snapshot(directory: Path) -> dict[str, bytes]:
-    """Every path below a directory, with the bytes of the files."""
-    paths = sorted(directory.rglob("*"))
-    return {str(path): path.read_bytes() if path.is_file() else b"" for path in paths}
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])
@@ -265,6 +234,21 @@ def test_an_adapter_whose_base_is_gone_names_the_flag_that_helps(
     assert "--base_model_name" in line
 
 
+@pytest.mark.parametrize("way", ["itself", "an adapter on itself"])
+def test_an_adapter_on_itself(refused: Callable[..., str], workplace: Path, way: str) -> None:
+    for name, base in (("one", "one" if way == "itself" else "two"), ("two", "one")):
+        (workplace / name).mkdir()
+        config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": f"./{base}"}
+        (workplace / name / "adapter_config.json").write_text(json.dumps(config))
+    named = "one: its adapter_config.json names itself as its base"
+    assert named in refused("chat", "--path", "one")
+    assert named in refused("merge", "--adapter_model_name", "one", "--output_name", "merged")
+    with pytest.raises(UserError, match=named):
+        model_fingerprint("one")
+    with pytest.raises(UserError, match=named):
+        model_config("one", LoadOptions())
+
+
 def test_chat_with_what_is_no_model(refused: Callable[..., str]) -> None:
     assert "--path: there is no directory ./nowhere" in refused("chat", "--path", "./nowhere")
 
@@ -274,81 +258,3 @@ def test_an_unknown_command_is_told_the_known_ones(run: Run, workplace: Path) ->
     assert outcome.status == 2
     assert outcome.err.startswith("rlhf-hw: error: no command 'trian'; there are ")
     assert len(outcome.err.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--zero_stage", "2"], "--zero_stage: acts with --deepspeed only"),
-        (["--offload"], "--offload: acts with --deepspeed only"),
-        (["--deepspeed", "--offload"], "--offload: --zero_stage 0 shares nothing"),
-        (["--deepspeed", "--fsdp"], "--fsdp and --deepspeed: both were given"),
-        (["--deepspeed", "./nowhere.json"], "--deepspeed: there is no file ./nowhere.json"),
-        (
-            ["--deepspeed", "{}", "--zero_stage", "2"],
-            "--zero_stage: the configuration that --deepspeed names decides",
-        ),
-        (
-            ["--deepspeed", "--zero_stage", "3", "--peft", "prompt"],
-            "--zero_stage 3: --peft prompt reaches into",
-        ),
-        (
-            ["--deepspeed", "--zero_stage", "3", "--qlora"],
-            "--zero_stage 3: quantized weights cannot be sharded",
-        ),
-        (
-            ["--deepspeed", '{"gradient_clipping": 0.5}'],
-            "--deepspeed: the configuration has gradient_clipping=0.5, the flags max_grad_norm=1.0",
-        ),
-        (["--deepspeed", "--do_eval"], "--deepspeed: shards what training holds, and nothing is trained"),
-        (["--deepspeed", '{"fp16": {"enabled": true}}'], "--deepspeed: fp16 is not supported with it"),
-        (
-            ["--deepspeed", '{"bf16": {"enabled": true}}', "--bf16", "False"],
-            "sets bf16.enabled to True; give --bf16 as well",
-        ),
-        (
-            ["--deepspeed", "--device", "hpu", "--use_hpu_graphs_for_training"],
-            "--use_hpu_graphs_for_training: DeepSpeed",
-        ),
-        (["--fsdp", "full_shrad"], "--fsdp: there is no 'full_shrad'; give the bare flag, or full_shard"),
-        (["--fsdp", "full_shard shard_grad_op"], "--fsdp: full_shard and shard_grad_op were both given"),
-        (["--fsdp", "full_shard offload"], "--fsdp: offload is not supported with FSDP"),
-        (["--fsdp", "hybrid_shard"], "--fsdp: hybrid_shard (sharing within a machine only) is not supported"),
-        (["--fsdp", "no_shard"], "--fsdp: no_shard shares nothing"),
-        (["--fsdp", "--fsdp_config", "./nowhere.json"], "--fsdp_config: there is no file ./nowhere.json"),
-        (["--fsdp", "--fsdp_config", '{"layers": 1}'], "--fsdp_config: there is no setting 'layers'"),
-        (
-            ["--fsdp", "--fsdp_min_num_params", "9", "--fsdp_transformer_layer_cls_to_wrap", "L"],
-            "--fsdp_config: transformer_layer_cls_to_wrap and min_num_params were both given",
-        ),
-        (["--fsdp", "--peft", "prompt"], "--fsdp: --peft prompt reaches into"),
-        (["--fsdp", "--optim", "adafactor"], "--optim adafactor: it was never tried on shares of weights"),
-        (["--fsdp", "--fp16"], "--fsdp: fp16 is not supported with it"),
-        (["--fsdp", "--do_eval"], "--fsdp: shards what training holds, and nothing is trained"),
-        (
-            ["--fsdp", "--device", "hpu", "--use_hpu_graphs_for_training"],
-            "--use_hpu_graphs_for_training: FSDP",
-        ),
-    ],
-)
-@pytest.mark.usefixtures("deepspeed")
-def test_sharding_that_cannot_be(
-    flags: list[str], message: str, refused: Callable[..., str], language_model_flags: list[object]
-) -> None:
-    assert message in refused("sft", *language_model_flags, *OUT, *flags)
-
-
-def test_deepspeed_that_is_not_there(
-    refused: Callable[..., str], language_model_flags: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rlhf_hw.arguments.sharding.find_spec", lambda name: None)
-    line = refused("sft", *language_model_flags, *OUT, "--deepspeed")
-    assert "--deepspeed: DeepSpeed is not installed" in line
-    assert "requirements-deepspeed.txt" in line
-
-
-def test_what_accelerate_would_shard_behind_a_stage(
-    refused: Callable[..., str], language_model_flags: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    assert "give --deepspeed" in refused("sft", *language_model_flags, *OUT)
