@@ -21,11 +21,13 @@ from launchers.accelerate import started_alone
 from rlhf_hw.arguments.data import parse_data_split
 from rlhf_hw.arguments.peft import PeftArguments
 from rlhf_hw.arguments.run import Run
+from rlhf_hw.arguments.sharding import fsdp_plan
 from rlhf_hw.cli.sharding import evaluate_at_the_start, is_sharded, sharding_notes
 from rlhf_hw.cli.training_arguments import make_training_arguments
 from rlhf_hw.data.sources import DataSource, Purpose, Splits, load_splits
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.adapters import adapter_config, attach_adapter, check_trains, count_parameters
+from rlhf_hw.models.layer_classes import check_layer_classes
 from rlhf_hw.models.load import LoadOptions, check_model_path, check_tokenizer_path, load_tokenizer
 from rlhf_hw.models.wrapping import set_dropout
 from rlhf_hw.report.callback import RunDirectoryCallback
@@ -227,11 +229,19 @@ class Session:
         return replace(options, quantization=config, device_map={"": self.args.device})
 
     def check_models(self, **names: str | None) -> None:
-        """Refuse paths that hold no model (`tokenizer_name`: no tokenizer), before anything loads."""
+        """Refuse paths that hold no model (`tokenizer_name`: no tokenizer), and layers to be gathered that no model has,
+        before anything loads."""
         for flag, name in names.items():
             if name is not None:
                 check = check_tokenizer_path if flag == "tokenizer_name" else check_model_path
                 check(name, f"--{flag}")
+        plan = fsdp_plan(self.run)
+        if plan is not None and plan.layer_classes:
+            models = [
+                (flag, name) for flag, name in names.items() if name and flag.endswith(("model_name", "path"))
+            ]
+            options = [self.load_options(f"--{flag}", trained=True) for flag, _ in models]
+            check_layer_classes(plan.layer_classes, zip((name for _, name in models), options, strict=True))
 
     def tokenizer(self, name: str, flag: str) -> Any:
         """The tokenizer of `name`."""

@@ -39,7 +39,8 @@ def fsdp_arguments(config: dict[str, Any]) -> dict[str, Any]:
     )
     # operations run in bf16 by the trainer mixin's autocast: accelerate's own bf16 would cast value heads
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
-    return {"fsdp": "full_shard", "fsdp_config": config, "bf16": False}
+    # true: both versions take it for full_shard, and 5.x calls the word deprecated. `config` says when weights are let go.
+    return {"fsdp": True, "fsdp_config": config, "bf16": False}
 
 
 def take_fsdp(trainer: Any, is_shared: Callable[[nn.Module], bool]) -> None:

@@ -78,6 +78,10 @@ OUT = ("--output_dir", "out")
             ["--fsdp", "--fsdp_min_num_params", "9", "--fsdp_transformer_layer_cls_to_wrap", "L"],
             "--fsdp_config: transformer_layer_cls_to_wrap and min_num_params were both given",
         ),
+        (
+            ["--fsdp", "--fsdp_transformer_layer_cls_to_wrap", "NotALayer", "--dry_run"],
+            "the model has no NotALayer; its layers are LlamaDecoderLayer",
+        ),
         (["--fsdp", "--peft", "prompt"], "--fsdp: --peft prompt reaches into"),
         (["--fsdp", "--optim", "adafactor"], "--optim adafactor: it was never tried on shares of weights"),
         (["--fsdp", "--fp16"], "--fsdp: fp16 is not supported with it"),
