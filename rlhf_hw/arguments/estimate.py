@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from backends.cards import CARDS
@@ -13,6 +14,8 @@ from rlhf_hw.arguments.ppo import parse_ppo
 from rlhf_hw.arguments.reward import parse_reward
 from rlhf_hw.arguments.run import Run
 from rlhf_hw.arguments.sft import parse_sft
+from rlhf_hw.arguments.sharding import without_deepspeed_installed
+from rlhf_hw.estimate.known_models import KNOWN
 
 _STAGES: dict[str, Callable[[Sequence[str]], Run]] = {
     "sft": parse_sft,
@@ -55,12 +58,14 @@ def parse_estimate(argv: Sequence[str]) -> Asked:
         parser.error(f"--card: got {own.card!r}, expected one of {', '.join(CARDS)}")
     if own.processes < 1:
         parser.error(f"--processes: got {own.processes}, expected at least 1")
-    if own.memory is not None and own.memory <= 0:
+    if own.memory is not None and not (isfinite(own.memory) and own.memory > 0):
         parser.error(f"--memory: got {own.memory:g}, expected GiB above 0")
     assumed, notes = _assumed(stage, flags, own.sizes)
+    with without_deepspeed_installed():
+        run = _STAGES[stage]([*flags, *assumed])
     return Asked(
         stage=stage,
-        run=_STAGES[stage]([*flags, *assumed]),
+        run=run,
         card=own.card,
         memory=own.memory,
         processes=own.processes,
@@ -116,7 +121,8 @@ def _parser() -> argparse.ArgumentParser:
         usage="rlhf-hw estimate sft|reward|ppo [--card NAME] [--processes N] [flags of the stage] ...",
         description="The memory that a stage will take, before anything loads: put `estimate` before its command. Its "
         "passes are run on tensors without storage, and what lives is counted, every row being as long as the flags allow.",
-        epilog="The stage's flags: rlhf-hw sft --help, and so on. Models that need no download: see docs/memory.md.",
+        epilog="The stage's flags: rlhf-hw sft --help, and so on. Models that are known without a download, by these names or "
+        f"the hub's: {', '.join(KNOWN)}.",
         allow_abbrev=False,
     )
     parser.add_argument(

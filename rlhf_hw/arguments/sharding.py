@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
@@ -189,6 +192,20 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+#: False while a run is only asked about: that needs no DeepSpeed
+_wants_deepspeed = ContextVar("wants_deepspeed", default=True)
+
+
+@contextmanager
+def without_deepspeed_installed() -> Iterator[None]:
+    """Inside, flags of DeepSpeed are good where it is not installed."""
+    before = _wants_deepspeed.set(False)
+    try:
+        yield
+    finally:
+        _wants_deepspeed.reset(before)
+
+
 def check_sharding(run: Run) -> None:
     """Contradictions among the flags about sharding, and what cannot be sharded.
 
@@ -269,7 +286,7 @@ def _check_launcher() -> None:
 
 
 def _check_deepspeed(run: Run) -> None:
-    if find_spec("deepspeed") is None:
+    if _wants_deepspeed.get() and find_spec("deepspeed") is None:
         raise UserError(
             "--deepspeed: DeepSpeed is not installed; pip install --no-build-isolation --no-deps -r "
             "requirements-deepspeed.txt"

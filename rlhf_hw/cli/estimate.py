@@ -13,7 +13,9 @@ import torch
 from backends import resolve
 from backends.cards import CARDS
 from rlhf_hw.arguments.estimate import Asked, parse_estimate
+from rlhf_hw.arguments.ppo import PPORun
 from rlhf_hw.cli.entry import command
+from rlhf_hw.cli.sharing import decide_sharing
 from rlhf_hw.estimate.advice import HEADROOM, Step, largest_micro_batch, micro_batch, remedies, usable
 from rlhf_hw.estimate.roles import Conditions
 from rlhf_hw.estimate.stages import Estimate, estimate
@@ -26,6 +28,8 @@ _ATTENTION = {"eager": "eager"}  #: all others keep what torch's fused attention
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, estimate, print."""
     asked = parse_estimate(sys.argv[1:] if argv is None else argv)
+    if isinstance(asked.run, PPORun) and asked.run.stage.share_backbone == "true":
+        decide_sharing(None, asked.run, None)  # refused as the run refuses it
     conditions = conditions_of(asked)
     found = estimate(asked.run, conditions, asked.sizes)
     largest = steps = None

@@ -43,8 +43,8 @@ class Sharing:
         return ["; ".join([f"base weights: {many} a process{whose}", *why])]
 
 
-def decide_sharing(session: Session, run: PPORun, tokenizer: Any) -> Sharing:
-    """What `--share_backbone` comes to.
+def decide_sharing(session: Session | None, run: PPORun, tokenizer: Any) -> Sharing:
+    """What `--share_backbone` comes to. session: None where tokenizers are not to be read, and so not compared.
 
     Raises:
         UserError: it is true, and a role cannot share the policy's base.
@@ -72,7 +72,7 @@ def decide_sharing(session: Session, run: PPORun, tokenizer: Any) -> Sharing:
 
 @dataclass
 class _Decision:
-    session: Session
+    session: Session | None
     run: PPORun
     tokenizer: Any
     sharing: Sharing
@@ -121,7 +121,7 @@ class _Decision:
             return
         chain = Chain.of(name)
         obstacle = self._obstacle(chain, own=True)
-        if obstacle is None and has_tokenizer(name):
+        if obstacle is None and self.session is not None and has_tokenizer(name):
             own = self.session.tokenizer(name, "--reward_model_name")
             if not same_tokenizer(self.tokenizer, own):
                 obstacle = f"{name} has another tokenizer"

@@ -53,6 +53,13 @@ def materialise(model: nn.Module) -> None:
                 if id(tensor) not in made:
                     made[id(tensor)] = _fake(tensor)
                 table[name] = made[id(tensor)]
+        for there in (vars(module), *(held for held in vars(module).values() if type(held) is dict)):
+            for (
+                name,
+                tensor,
+            ) in there.items():  # PEFT keeps ids of virtual tokens outside parameters and buffers
+                if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+                    there[name] = made.setdefault(id(tensor), _fake(tensor))
 
 
 def _fake(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from rlhf_hw.arguments.peft import PeftArguments
 from rlhf_hw.arguments.ppo import PPOArguments, critic_adapter
 from rlhf_hw.arguments.reward import RewardPeftArguments
 from rlhf_hw.arguments.run import Run
+from rlhf_hw.errors import UserError
 from rlhf_hw.estimate.fakes import as_prepared_for_bits, causal_model, classifier, quantized_bytes
 from rlhf_hw.estimate.sizes import are_layers_alike, config_of_sizes, model_config, with_layers
 from rlhf_hw.models.adapter_files import Chain, not_plain_lora, not_the_same_weights
@@ -152,7 +153,10 @@ class Models:
 
     @property
     def alike(self) -> bool:
-        return all(are_layers_alike(config) for config in self.configs.values())
+        """Whether few layers tell of many; not where an adapter is on the last layers alone."""
+        return self.run.peft.peft != "llama_adapter" and all(
+            are_layers_alike(config) for config in self.configs.values()
+        )
 
     # Models
     def policy(self, layers: int | None = None) -> Any:
@@ -243,6 +247,11 @@ class Models:
         if peft.peft is None:
             return model
         checkpointing = bool(self.run.training.gradient_checkpointing)
+        if peft.peft == "prefix" and checkpointing:
+            raise UserError(
+                "--peft prefix with --gradient_checkpointing: layers that run again do without the cache that holds the "
+                "prefix, so it is not estimated; leave one out"
+            )
         if self.run.model.quantization_bits() is not None:
             as_prepared_for_bits(model)
             if checkpointing:

@@ -58,7 +58,7 @@ def config_of_sizes(text: str) -> Any:
     found: dict[str, int] = {}
     for part in filter(None, text.replace(" ", ",").split(",")):
         name, _, value = part.partition("=")
-        if name not in _SIZES or not value.isdigit() or int(value) < 1:
+        if name not in _SIZES or not (value.isascii() and value.isdecimal()) or int(value) < 1:
             raise UserError(f"--sizes: got {part!r}, expected NAME=NUMBER with the names {', '.join(_SIZES)}")
         found[name] = int(value)
     missing = [name for name in _REQUIRED if name not in found]
@@ -68,6 +68,10 @@ def config_of_sizes(text: str) -> Any:
         )
     if found["hidden"] % found["heads"] or found["heads"] % found.get("kv_heads", found["heads"]):
         raise UserError("--sizes: heads must divide hidden, and kv_heads must divide heads")
+    if found["hidden"] // found["heads"] % 2:
+        raise UserError(
+            f"--sizes: a head of width {found['hidden'] // found['heads']} (hidden / heads) cannot be rotated; make it even"
+        )
     found.setdefault("intermediate", -(-found["hidden"] * 8 // 3 // 256) * 256)  # as Llama's own rule has it
     return LlamaConfig(**{_SIZES[name]: value for name, value in found.items()})
 

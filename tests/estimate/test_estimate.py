@@ -4,18 +4,20 @@ import ctypes
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_hw.algorithms.losses import cross_entropy_sum
+from rlhf_hw.arguments.peft import PeftArguments
 from rlhf_hw.arguments.ppo import parse_ppo
 from rlhf_hw.arguments.reward import parse_reward
 from rlhf_hw.arguments.sft import parse_sft
 from rlhf_hw.cli.main import main
 from rlhf_hw.estimate.advice import largest_micro_batch, remedies, usable, with_micro_batch
+from rlhf_hw.estimate.known_models import KNOWN
 from rlhf_hw.estimate.roles import Conditions
 from rlhf_hw.estimate.stages import Estimate, Phase, estimate
 from rlhf_hw.models.positions import every_position, logits_at
@@ -122,6 +124,37 @@ def test_zero_stages_share_what_they_say() -> None:
         assert step["gradients"] == gradients * count
 
 
+def test_asking_about_deepspeed_needs_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rlhf_hw.arguments.sharding.find_spec", lambda name: None)
+    flags = f"--full_finetune --deepspeed --zero_stage 2 --sizes {SIZES} --max_seq_length 48"
+    assert main(f"estimate sft {flags} --card h100-80 --processes 4 --no_advice --json".split()) == 0
+    assert json.loads(capsys.readouterr().out)["processes"] == 4
+    with pytest.raises(SystemExit):  # a run does
+        parse_sft(f"--model_name_or_path x {NEEDED['sft']} --full_finetune --deepspeed".split())
+    assert "DeepSpeed is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("peft", get_args(get_args(get_type_hints(PeftArguments)["peft"])[0]))
+def test_every_kind_of_adapter_is_estimated(peft: str) -> None:
+    layers = "--adapter_layers 3" if peft == "llama_adapter" else ""
+    found = estimated("sft", f"--peft {peft} {layers}", autocast="bf16", frozen_dtype=torch.bfloat16)
+    policy = found.roles["policy"]
+    frozen = policy.all_parameters - policy.parameters
+    assert policy.parameters > 0
+    assert phase(found, "update").terms["policy weights"] == policy.trained + policy.frozen
+    assert policy.frozen == (0 if peft == "none" else 2 * frozen)
+    assert phase(found, "optimizer step").terms["optimizer state"] == 8 * policy.parameters
+
+
+def test_known_names_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["estimate", "--help"])
+    told = capsys.readouterr().out
+    assert [name for name in KNOWN if name not in told] == []
+
+
 def test_adapters_and_checkpointing_and_four_bits_save_memory() -> None:
     bf16 = {"autocast": "bf16", "frozen_dtype": torch.bfloat16}
     flags = (
@@ -167,6 +200,30 @@ def test_a_known_model_has_its_parameters(capsys: pytest.CaptureFixture[str]) ->
         (["dpo"], "no stage 'dpo'"),
         (["sft", "--model_name_or_path", "opt-125m", "--card", "tpu"], "--card: got 'tpu'"),
         (["sft", "--sizes", "hidden=64,layers=x"], "--sizes: got 'layers=x'"),
+        (["sft", "--sizes", "hidden=64,layers=²"], "--sizes: got 'layers=²'"),
+        (["sft", "--sizes", "hidden=6,layers=2,heads=2,vocab=10"], "--sizes: a head of width 3"),
+        (["sft", "--model_name_or_path", "opt-125m", "--memory", "nan"], "--memory: got nan"),
+        (["sft", "--model_name_or_path", "opt-125m", "--memory", "inf"], "--memory: got inf"),
+        (
+            ["sft", "--sizes", SIZES, "--peft", "prefix", "--gradient_checkpointing"],
+            "--peft prefix with --grad",
+        ),
+        (
+            ["ppo", "--sizes", SIZES, "--share_backbone", "true", "--full_finetune"],
+            "--share_backbone true: the reference needs weights of its own: --peft none",
+        ),
+        (
+            [
+                "ppo",
+                "--model_name",
+                "opt-125m",
+                "--reward_model_name",
+                "opt-350m",
+                "--share_backbone",
+                "true",
+            ],
+            "--share_backbone true: the reward needs weights of its own: opt-350m is not opt-125m",
+        ),
         (["sft", "--sizes", "hidden=64"], "--sizes: layers, heads, vocab missing"),
         (["sft", "--model_name_or_path", "./nowhere"], "there is no directory ./nowhere"),
         (["sft", "--model_name_or_path", "opt-125m", "--optim", "lomo"], "--optim lomo"),
