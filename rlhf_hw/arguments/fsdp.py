@@ -120,13 +120,16 @@ def read_plan(said: Any, config: Any, *, min_num_params: int, layer_class: str |
     return plan if reshard is None else replace(plan, reshard_after_forward=reshard)
 
 
-def launched_with_fsdp(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether `accelerate launch --use_fsdp` started this process."""
+def launched_with_fsdp(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether `accelerate launch --use_fsdp` started this process. `environ`: its environment, now if not given."""
+    # asked for here and not in the signature: `datasets` puts another object in its place when it maps in processes
+    environ = os.environ if environ is None else environ
     return environ.get("ACCELERATE_USE_FSDP", "").lower() in _YES and OWN_MARK not in environ
 
 
-def plan_of_the_launch(environ: Mapping[str, str] = os.environ) -> FSDPPlan:
+def plan_of_the_launch(environ: Mapping[str, str] | None = None) -> FSDPPlan:
     """The plan that `accelerate launch --use_fsdp` wrote into the environment (`FSDP_…`)."""
+    environ = os.environ if environ is None else environ
     settings = {
         _RENAMED.get(key, key): value
         for key, value in (

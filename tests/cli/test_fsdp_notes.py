@@ -1,5 +1,6 @@
 """What a user is told of FSDP before anything is trained."""
 
+import copy
 import os
 
 import pytest
@@ -25,6 +26,8 @@ def test_settings_without_fsdp_have_no_effect_and_say_so() -> None:
 
 
 def test_a_launch_of_accelerates_with_fsdp_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # as `datasets` does when it maps in processes
+    monkeypatch.setattr(os, "environ", copy.deepcopy(os.environ))
     for name in [name for name in os.environ if name.startswith("FSDP_")]:
         monkeypatch.delenv(name)
     monkeypatch.delenv(OWN_MARK, raising=False)
