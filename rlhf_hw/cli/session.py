@@ -26,7 +26,7 @@ from rlhf_hw.cli.sharding import evaluate_at_the_start, is_sharded, sharding_not
 from rlhf_hw.cli.training_arguments import make_training_arguments
 from rlhf_hw.data.sources import DataSource, Purpose, Splits, load_splits
 from rlhf_hw.errors import UserError
-from rlhf_hw.models.adapters import adapter_config, attach_adapter, check_trains, count_parameters
+from rlhf_hw.models.adapters import attach_adapter, check_trains, configured_adapter, count_parameters
 from rlhf_hw.models.layer_classes import check_layer_classes
 from rlhf_hw.models.load import LoadOptions, check_model_path, check_tokenizer_path, load_tokenizer
 from rlhf_hw.models.wrapping import set_dropout
@@ -264,22 +264,7 @@ class Session:
 
     def adapter_config(self, task_type: str, peft: PeftArguments | None = None) -> Any:
         """PEFT's configuration of the adapter that `--peft` (or `peft`) names, or None."""
-        peft = peft or self.run.peft
-        if peft.peft is None:
-            return None
-        return adapter_config(
-            peft.peft,
-            task_type=task_type,
-            rank=peft.lora_rank,
-            alpha=peft.lora_alpha,
-            dropout=peft.lora_dropout,
-            target_modules=peft.lora_target_modules,
-            all_linear=peft.lora_all_linear,
-            num_virtual_tokens=peft.num_virtual_tokens,
-            ptun_hidden_size=peft.ptun_hidden_size,
-            adapter_len=peft.adapter_len,
-            adapter_layers=peft.adapter_layers,
-        )
+        return configured_adapter(peft or self.run.peft, task_type)
 
     # Running
     @contextmanager

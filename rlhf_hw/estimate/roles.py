@@ -18,7 +18,7 @@ from rlhf_hw.errors import UserError
 from rlhf_hw.estimate.fakes import as_prepared_for_bits, causal_model, classifier, quantized_bytes
 from rlhf_hw.estimate.sizes import are_layers_alike, config_of_sizes, model_config, with_layers
 from rlhf_hw.models.adapter_files import Chain, not_plain_lora, not_the_same_weights
-from rlhf_hw.models.adapters import adapter_config, attach_adapter, for_layers_of
+from rlhf_hw.models.adapters import attach_adapter, configured_adapter, for_layers_of
 from rlhf_hw.models.load import LoadOptions
 from rlhf_hw.models.reward_model import RewardModel
 from rlhf_hw.models.roles import ActorCritic
@@ -215,7 +215,7 @@ class Models:
         """A value function that is an adapter of the policy's base."""
         base = SharedBase(policy)
         with torch.device("meta"):
-            config = for_layers_of(policy, self._adapter_config("CAUSAL_LM", critic_adapter(self.run)))
+            config = for_layers_of(policy, configured_adapter(critic_adapter(self.run), "CAUSAL_LM"))
             base.add(VALUE, config, trained=True)
             return base, AdapterRole(base, [VALUE], torch.zeros(1, _width(policy)))
 
@@ -226,7 +226,7 @@ class Models:
         name = self.run.stage.reward_model_name
         base = SharedBase(policy)
         if self.is_assumed(name):
-            config = self._adapter_config("CAUSAL_LM", RewardPeftArguments())
+            config = configured_adapter(RewardPeftArguments(), "CAUSAL_LM")
         else:
             config = PeftConfig.from_pretrained(Chain.of(name).adapters[-1])
             config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, False
@@ -256,26 +256,9 @@ class Models:
             as_prepared_for_bits(model)
             if checkpointing:
                 model.enable_input_require_grads()
-        config = self._adapter_config(task_type, peft)
+        config = configured_adapter(peft, task_type)
         with torch.device("meta"):
             return attach_adapter(model, config, gradient_checkpointing=checkpointing)
-
-    @staticmethod
-    def _adapter_config(task_type: str, peft: PeftArguments) -> Any:
-        assert peft.peft is not None
-        return adapter_config(
-            peft.peft,
-            task_type=task_type,
-            rank=peft.lora_rank,
-            alpha=peft.lora_alpha,
-            dropout=peft.lora_dropout,
-            target_modules=peft.lora_target_modules,
-            all_linear=peft.lora_all_linear,
-            num_virtual_tokens=peft.num_virtual_tokens,
-            ptun_hidden_size=peft.ptun_hidden_size,
-            adapter_len=peft.adapter_len,
-            adapter_layers=peft.adapter_layers,
-        )
 
     # Bytes
     def weights(self, role: str) -> Weights:

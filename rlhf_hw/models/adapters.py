@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from rlhf_hw.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf_hw.arguments.peft import PeftArguments
 
 
 def adapter_config(
@@ -53,6 +56,25 @@ def adapter_config(
             task_type=task_type, adapter_len=adapter_len, adapter_layers=adapter_layers
         )
     raise UserError(f"--peft {kind}: unknown; choose lora, prompt, prefix, ptun or llama_adapter")
+
+
+def configured_adapter(peft: PeftArguments, task_type: str) -> Any:
+    """PEFT's configuration of the adapter that `--peft` names; None where it names none."""
+    if peft.peft is None:
+        return None
+    return adapter_config(
+        peft.peft,
+        task_type=task_type,
+        rank=peft.lora_rank,
+        alpha=peft.lora_alpha,
+        dropout=peft.lora_dropout,
+        target_modules=peft.lora_target_modules,
+        all_linear=peft.lora_all_linear,
+        num_virtual_tokens=peft.num_virtual_tokens,
+        ptun_hidden_size=peft.ptun_hidden_size,
+        adapter_len=peft.adapter_len,
+        adapter_layers=peft.adapter_layers,
+    )
 
 
 def attach_adapter(model: Any, config: Any, *, gradient_checkpointing: bool) -> Any:
