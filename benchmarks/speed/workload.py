@@ -101,7 +101,8 @@ def pairs(size: Size) -> list[dict[str, list[int]]]:
     rows = []
     for _ in range(size.examples):
         prompt = words(size, example_length(size, source) // 2, source)
-        sides = [[*prompt, *words(size, example_length(size, source) // 2, source), EOS] for _ in range(2)]
+        answers = [words(size, example_length(size, source) // 2 - 1, source) for _ in range(2)]
+        sides = [[*prompt, *answer, EOS] for answer in answers]  # TRL drops pairs beyond its `max_length`
         rows.append({"chosen": sides[0], "rejected": sides[1]})
     return rows
 
