@@ -201,8 +201,8 @@ class Backend(ABC):
         """Which engine (`--rollout_engine`) draws PPO's answers where the user did not say."""
         return Choice("compact", "a cache made once, and ended answers leave the batch")
 
-    def decoding_options(self) -> DecodingOptions:
-        """How the engine `compact` runs here.
+    def decoding_options(self, engine: str = "compact") -> DecodingOptions:
+        """How an engine whose shapes change with every token (`compact`, `continuous`) runs here.
 
         Raises:
             BackendError: it cannot.

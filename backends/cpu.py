@@ -76,7 +76,7 @@ class CPUBackend(Backend):
     def shape_policy(self, lengths: Sequence[int] = ()) -> ShapePolicy:
         return DynamicShapes()
 
-    def decoding_options(self) -> DecodingOptions:
+    def decoding_options(self, engine: str = "compact") -> DecodingOptions:
         return DecodingOptions(check_every=1, prefill_tokens=512)
 
     @property

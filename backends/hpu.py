@@ -284,9 +284,9 @@ class HPUBackend(Backend):
     def rollout_engine(self) -> Choice:
         return Choice("generate", "its shapes stay the same")
 
-    def decoding_options(self) -> DecodingOptions:
+    def decoding_options(self, engine: str = "compact") -> DecodingOptions:
         raise BackendError(
-            "--rollout_engine compact: its shapes change with every token, and an HPU compiles a graph for each; use generate"
+            f"--rollout_engine {engine}: its shapes change with every token, and an HPU compiles a graph for each; use generate"
         )
 
     # Housekeeping

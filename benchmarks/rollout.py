@@ -28,6 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from backends import Backend, resolve
 from backends.base import BackendError
+from rlhf_hw.compat.continuous_batching import why_no_continuous_batching
 from rlhf_hw.rollout.compact import CompactEngine
 from rlhf_hw.rollout.engine import RolloutEngine, Sampling
 from rlhf_hw.rollout.generate import GenerateEngine
@@ -132,6 +133,10 @@ def main() -> None:
         "generate": GenerateEngine(words, options=backend.generation_options()),
         "compact": CompactEngine(words, options=backend.decoding_options()),
     }
+    if why_no_continuous_batching() is None:
+        from rlhf_hw.rollout.continuous import ContinuousEngine
+
+        engines["continuous"] = ContinuousEngine(words, options=backend.decoding_options("continuous"))
     rows = []
     for precision in ("fp32", "bf16 autocast"):
         seconds, different, tokens = measure(engines, model, backend, arguments, autocast=precision != "fp32")

@@ -133,10 +133,11 @@ class PPOArguments:
         help="Longest answer in tokens. The original drew the limit at random on CUDA; here an answer ends at EOS or "
         "at this length on every device.",
     )
-    rollout_engine: Literal["auto", "generate", "compact"] = HfArg(
+    rollout_engine: Literal["auto", "generate", "compact", "continuous"] = HfArg(
         default="auto",
         help="What draws the answers. generate: transformers' own. compact: a decode loop of ours, faster, which drops "
-        "answers that have ended (CPU and CUDA). auto: compact where the device and the model allow it.",
+        "answers that have ended (CPU and CUDA). continuous: transformers' continuous batching over a paged cache (CPU "
+        "and CUDA, transformers 5.23). auto: compact where the device and the model allow it.",
     )
     output_min_length: int = HfArg(default=0, help="No EOS before this many tokens.")
     temperature: float = HfArg(

@@ -25,7 +25,7 @@ from rlhf_hw.data.tokenize import for_prompts
 from rlhf_hw.data.unsupervised import unsupervised_blocks
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.reward_model import RewardStatistics
-from rlhf_hw.rollout.choice import choose_engine
+from rlhf_hw.rollout.choice import check_engine, choose_engine
 from rlhf_hw.trainers import trainer_for
 from rlhf_hw.trainers.ppo import PPOMixin, collate_indices, steps_per_update, updates_in
 from rlhf_hw.trainers.ptx import BLOCK_SIZE
@@ -61,8 +61,7 @@ class Preparation:
             reference_model_name=run.stage.reference_model_name,
             critic_model_name=run.stage.critic_model_name,
         )
-        if run.stage.rollout_engine == "compact":
-            session.backend.decoding_options()  # refuses where it cannot run
+        check_engine(run.stage.rollout_engine, session.backend)
         function = import_function(run.stage.reward_function) if run.stage.reward_function else None
         statistics = reward_statistics(run)
         check_horizon(run, session.args.world_size)

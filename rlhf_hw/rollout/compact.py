@@ -32,7 +32,7 @@ from rlhf_hw.rollout.sampling import sample_tokens, score_processors, uniforms
 _KINDS = {"full_attention", "sliding_attention"}
 #: rotary embeddings whose frequencies change once the longest row of a batch is long. Which row that is depends on what
 #: is prefilled together and on what has ended; and some models' `generate` then works all keys out again.
-_ROPE_OF_THE_BATCH = {"dynamic", "longrope"}
+ROPE_OF_THE_BATCH = {"dynamic", "longrope"}
 
 
 class CompactEngine:
@@ -137,7 +137,7 @@ def why_not_compact(policy: Any) -> str | None:
     takes_a_cache = "past_key_values" in inspect.signature(type(model).forward).parameters
     if shared or not takes_a_cache or config.is_encoder_decoder or config.get_text_config() is not config:
         return f"{name} is not a plain decoder"
-    if rope_kinds(config) & _ROPE_OF_THE_BATCH:
+    if rope_kinds(config) & ROPE_OF_THE_BATCH:
         return f"{name} rotates all keys by the length of the longest row"
     return None
 

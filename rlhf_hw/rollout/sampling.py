@@ -51,6 +51,16 @@ def sample_tokens(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return tokens.clamp(max=logits.shape[-1] - 1)
 
 
+def without_ends(scores: torch.Tensor, ends: torch.Tensor, too_early: torch.Tensor) -> torch.Tensor:
+    """`scores` [B, V] that make the tokens `ends` impossible where it is `too_early` ([B, 1], or one for all)."""
+    return torch.where(too_early, scores.index_fill(1, ends, float("-inf")), scores)
+
+
+def leave_only(scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Scores like `scores` [B, V] that leave `tokens` [B] alone possible."""
+    return torch.full_like(scores, float("-inf")).scatter_(1, tokens[:, None], 0.0)
+
+
 class MinimumLength:
     """A logits processor: no token of `ends` before `minimum` tokens are drawn. Serves one call of `generate`.
 
@@ -66,8 +76,7 @@ class MinimumLength:
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         too_early = self.step < self.minimum
         self.step += 1
-        forbidden = scores.index_fill(1, self.ends, float("-inf"))
-        return torch.where(too_early, forbidden, scores)
+        return without_ends(scores, self.ends, too_early)
 
 
 class NoRepeatedNGrams:
@@ -90,6 +99,12 @@ def score_processors(
     processors: list[ScoreProcessor] = []
     if sampling.min_new_tokens:
         processors.append(MinimumLength(sampling.min_new_tokens, ends, device))
+    return processors + shaping_processors(sampling, pad_token_id)
+
+
+def shaping_processors(sampling: Sampling, pad_token_id: int) -> list[ScoreProcessor]:
+    """Those of `score_processors` that know nothing of steps, in this order: each row by itself, at any step."""
+    processors: list[ScoreProcessor] = []
     if sampling.repetition_ngram:
         processors.append(NoRepeatedNGrams(sampling.repetition_ngram, pad_token_id))
     if sampling.temperature > 0:
@@ -115,5 +130,4 @@ class InverseCDFProcessor:
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         tokens = sample_tokens(scores, self.uniform.index_select(1, self.step).squeeze(1))
         self.step += 1
-        chosen = torch.full_like(scores, float("-inf"))
-        return chosen.scatter_(1, tokens[:, None], 0.0)
+        return leave_only(scores, tokens)

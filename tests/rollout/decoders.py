@@ -17,6 +17,7 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "falcon": {**_WIDTH, "alibi": True, "new_decoder_architecture": False, "multi_query": True},
     "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": CONTEXT},
     "mistral": {**_LLAMA_LIKE, "num_key_value_heads": 2, "sliding_window": 6},
+    "qwen3": {**_LLAMA_LIKE, "num_key_value_heads": 2, "head_dim": 8},
     "gpt_neo": {
         "hidden_size": 32,
         "num_layers": 2,

@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from decoders import decoder
 from tiny_models import long_context, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
@@ -16,7 +17,9 @@ import backends
 from backends.base import BackendError
 from backends.hpu import HPUBackend
 from backends.shapes import RolloutShapes
-from rlhf_hw.rollout.choice import choose_engine
+from rlhf_hw.compat.continuous_batching import why_no_continuous_batching
+from rlhf_hw.errors import UserError
+from rlhf_hw.rollout.choice import check_engine, choose_engine
 from rlhf_hw.rollout.compact import CompactEngine, rope_kinds
 from rlhf_hw.rollout.generate import GenerateEngine
 
@@ -32,6 +35,28 @@ def test_a_cpu_takes_compact_and_does_as_it_is_told(word_tokenizer: Any) -> None
         engine, said = chosen(name, tiny_model(), word_tokenizer)
         assert type(engine) is kind
         assert said[0].startswith(f"rollout engine: {'generate' if kind is GenerateEngine else 'compact'} (")
+
+
+def test_continuous_batching_is_taken_where_transformers_has_it(word_tokenizer: Any) -> None:
+    if why_no_continuous_batching() is None:
+        engine, said = chosen("continuous", tiny_model(), word_tokenizer)
+        assert (type(engine).__name__, said) == (
+            "ContinuousEngine",
+            ["rollout engine: continuous (as asked)"],
+        )
+        for policy, reason in (
+            (decoder("bloom"), "nothing is known of BloomForCausalLM over a paged cache"),
+            (long_llama("dynamic"), "by the length of the longest row"),
+        ):
+            engine, said = chosen("continuous", policy, word_tokenizer)
+            assert type(engine) is GenerateEngine
+            assert said[0].startswith("rollout engine: generate (not continuous: ")
+            assert reason in said[0]
+    else:
+        with pytest.raises(
+            UserError, match=r"--rollout_engine continuous: it needs transformers 5.23 or later"
+        ):
+            chosen("continuous", tiny_model(), word_tokenizer)
 
 
 class OwnAttention(LlamaAttention):
@@ -88,5 +113,6 @@ def test_the_kind_of_rotary_embedding_is_read_in_every_spelling(
 
 def test_a_gaudi_refuses_shapes_that_change() -> None:
     assert HPUBackend().rollout_engine().value == "generate"
-    with pytest.raises(BackendError, match="--rollout_engine compact: its shapes change"):
-        HPUBackend().decoding_options()
+    for engine in ("compact", "continuous"):
+        with pytest.raises(BackendError, match=f"--rollout_engine {engine}: its shapes change"):
+            check_engine(engine, HPUBackend())

@@ -9,8 +9,8 @@ from typing import Any
 import peft
 import pytest
 import torch
-from decoders import DECODERS, decoder
-from engines import DEVICE, NAMES
+from decoders import decoder
+from engines import DEVICE, NAMES, decoders_of
 from tiny_models import tiny_model
 
 from backends.shapes import DynamicShapes, RolloutShapes
@@ -20,7 +20,11 @@ from rlhf_hw.rollout.engine import Rollout, Sampling, StopReason
 PROMPTS = [[5, 9, 13], [7], [11, 30, 31, 40, 41, 42], [8, 8]]
 SEEDS = [101, 202, 303, 404]
 #: optimum-habana has its own decoders for these
-MODELS = ("llama", "gpt2", "opt") if DEVICE == "hpu" else DECODERS
+PAIRS = [
+    (engine, name)
+    for engine in NAMES
+    for name in (("llama", "gpt2", "opt") if DEVICE == "hpu" else decoders_of(engine))
+]
 Engine = Callable[..., Any]
 #: thousands of answers are not for an engine that takes prompts two at a time
 quick_engines = pytest.mark.parametrize(
@@ -101,7 +105,7 @@ def plain_answer(model: Any, prompt: list[int], most: int = 12) -> list[int]:
 
 
 # Which tokens
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("engine", "name"), PAIRS, indirect=["engine"])
 def test_greedy_answers_are_those_of_plain_generate(engine: Engine, word_tokenizer: Any, name: str) -> None:
     model = decoder(name)
     model.generation_config.eos_token_id = [2, *range(60, 70)]

@@ -16,6 +16,7 @@ from tiny_models import tiny_model
 from tiny_runs import ppo_settings, ppo_trainer, reward_trainer, roles, sft_trainer, text_blocks, weights
 
 from backends.process_group import leave_process_group
+from rlhf_hw.compat.continuous_batching import why_no_continuous_batching
 from rlhf_hw.rollout.compact import CompactEngine
 from rlhf_hw.rollout.engine import Sampling
 from rlhf_hw.rollout.generate import GenerateEngine
@@ -57,12 +58,21 @@ def ppo(directory: Path, **options: Any) -> Any:
 STAGES = {"sft": sft, "reward": reward, "ppo": ppo}
 
 
+def engines() -> list[Any]:
+    """Those of the installed transformers."""
+    if why_no_continuous_batching() is not None:
+        return [GenerateEngine, CompactEngine]
+    from rlhf_hw.rollout.continuous import ContinuousEngine
+
+    return [GenerateEngine, CompactEngine, ContinuousEngine]
+
+
 def longest_answers(trainer: Any) -> dict[str, list[int]]:
     """Of each process, by engine: answers end at the first token on the first process, and at the twelfth on the others."""
     first, prompts = trainer.accelerator.process_index == 0, [[5, 9, 13], [7]]
     ends = Sampling(12, end_tokens=frozenset(range(96))) if first else Sampling(12, min_new_tokens=12)
     found = {}
-    for engine in (GenerateEngine, CompactEngine):
+    for engine in engines():
         with whole_weights(trainer) as model:
             rollout = engine(trainer.processing_class).generate(model.policy, prompts, ends, [1, 2])
         found[engine.__name__] = trainer.accelerator.gather(rollout.response_lengths.max()[None]).tolist()

@@ -193,4 +193,5 @@ def test_two_processes_evaluate_as_one(one_and_two_processes: tuple[Path, Path],
 def test_processes_may_roll_out_for_different_lengths(one_and_two_processes: tuple[Path, Path]) -> None:
     """None waits in a rollout for another, whichever engine draws."""
     longest = torch.load(one_and_two_processes[1] / "ppo.pt")["longest"]
-    assert longest == {"GenerateEngine": [1, 12], "CompactEngine": [1, 12]}
+    assert longest == {engine.__name__: [1, 12] for engine in all_stages.engines()}
+    assert len(longest) > 1
