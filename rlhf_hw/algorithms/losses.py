@@ -16,7 +16,9 @@ from torch.autograd.function import once_differentiable
 
 from .masked import at_least_float32, masked_sum, require_same_shape, zero_padding
 
-CHUNK_ELEMENTS = 2**24  # logits upcast at a time: 64 MiB in float32
+# Logits upcast at a time: at most 64 MiB in float32; where there are fewer, a sixteenth of them, which stays in a CPU's
+# cache, and is no less than what makes a kernel worth its launch.
+CHUNK_ELEMENTS, LEAST_ELEMENTS, CHUNKS = 2**24, 2**18, 16
 
 
 class PolicyLoss(NamedTuple):
@@ -162,33 +164,56 @@ def divergent_part(
     return compared, chosen_at, rejected_at
 
 
-def row_chunks(logits: Tensor) -> Iterator[Tensor]:
+def row_chunks(logits: Tensor, elements: int | None = None) -> Iterator[Tensor]:
     """Views [n, V] of `logits` [..., V], in row-major order, of at most CHUNK_ELEMENTS elements (or one row).
 
     Leading dimensions are walked and not flattened: logits of the response are a slice of those of the
     sequence, and flattening a slice would copy all of it.
     """
+    if elements is None:
+        elements = min(CHUNK_ELEMENTS, max(LEAST_ELEMENTS, logits.numel() // CHUNKS))
     if logits.ndim > 2:
         for part in logits.unbind(dim=0):
-            yield from row_chunks(part)
+            yield from row_chunks(part, elements)
     else:
         rows = logits if logits.ndim == 2 else logits[None]
-        yield from rows.split(max(1, CHUNK_ELEMENTS // rows.shape[-1]))
+        yield from rows.split(max(1, elements // rows.shape[-1]))
+
+
+def normaliser_and_entropy(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(log of the sum of the exponentials, Shannon entropy in nats of the softmax) of `rows` [n, V]: [n] each, in one pass.
+
+    With m the largest logit, e = logits - m, p = exp(e) and s their sum: m + log s, and log s - p·e / s. Entries of -inf
+    count as 0 * log 0 = 0.
+    """
+    below = at_least_float32(rows)
+    largest = below.amax(dim=-1, keepdim=True)
+    below = below - largest
+    p = below.exp()
+    total = p.sum(dim=-1)
+    products = p.mul_(below.clamp_(min=torch.finfo(below.dtype).min)).sum(dim=-1)
+    return total.log() + largest.squeeze(-1), total.log() - products / total
 
 
 class _SelectiveLogSoftmax(torch.autograd.Function):
     """Keeps only the logits as given for the backward pass, and never a whole float32 copy of them."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, index: Tensor) -> Tensor:
-        normaliser = torch.cat([at_least_float32(rows).logsumexp(dim=-1) for rows in row_chunks(logits)])
-        normaliser = normaliser.view(index.shape)
+    def forward(ctx: Any, logits: Tensor, index: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+        entropy = None
+        if with_entropy:
+            pairs = [normaliser_and_entropy(rows) for rows in row_chunks(logits)]
+            normaliser, entropy = (torch.cat(parts).view(index.shape) for parts in zip(*pairs, strict=True))
+            ctx.mark_non_differentiable(entropy)
+        else:
+            normaliser = torch.cat([at_least_float32(rows).logsumexp(dim=-1) for rows in row_chunks(logits)])
+            normaliser = normaliser.view(index.shape)
         ctx.save_for_backward(logits, index, normaliser)
-        return at_least_float32(logits.gather(-1, index[..., None]).squeeze(-1)) - normaliser
+        return at_least_float32(logits.gather(-1, index[..., None]).squeeze(-1)) - normaliser, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_output: Tensor, _grad_entropy: Tensor) -> tuple[Tensor, None, None]:
         logits, index, normaliser = ctx.saved_tensors
         grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
         index, normaliser, weight = (t.reshape(-1, 1) for t in (index, normaliser, grad_output))
@@ -198,7 +223,7 @@ class _SelectiveLogSoftmax(torch.autograd.Function):
             # d log p[index] / d logits = onehot(index) - softmax(logits)
             gradient = (at_least_float32(rows) - normaliser[here]).exp_().mul_(-weight[here])
             grad_rows.copy_(gradient.scatter_add_(1, index[here], weight[here]))
-        return grad_logits, None
+        return grad_logits, None, None
 
 
 def selective_log_softmax(logits: Tensor, index: Tensor) -> Tensor:
@@ -208,25 +233,26 @@ def selective_log_softmax(logits: Tensor, index: Tensor) -> Tensor:
     and returned in float32: PPO exponentiates differences of these. The gradient has the logits' dtype.
     `index` is int64 in [0, V). Raises ValueError unless index.shape == logits.shape[:-1].
     """
+    return _selective_log_softmax(logits, index, False)[0]
+
+
+def log_softmax_and_entropy(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """`selective_log_softmax`, and the Shannon entropies (nats) of softmax(`logits`), without a gradient: [...] each.
+
+    Entropy as TRL 1.12 ppo_trainer.py L856, between 0 and log V, in at least float32; both from one pass over the logits.
+    """
+    logprobs, entropy = _selective_log_softmax(logits, index, True)
+    assert entropy is not None
+    return logprobs, entropy
+
+
+def _selective_log_softmax(logits: Tensor, index: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
     if index.shape != logits.shape[:-1]:
         raise ValueError(
             f"index {list(index.shape)} must have the shape of logits {list(logits.shape)} without V"
         )
-    return _SelectiveLogSoftmax.apply(logits, index)
-
-
-def entropy_from_logits(logits: Tensor) -> Tensor:
-    """Shannon entropy (nats) of softmax(`logits` [..., V]): [...], between 0 and log V.
-
-    TRL 1.12 ppo_trainer.py L856, in at least float32 and a chunk of rows at a time. Entries of -inf count as
-    0 * log 0 = 0.
-    """
-    entropies = []
-    for rows in row_chunks(logits):
-        logp = at_least_float32(rows).log_softmax(dim=-1)
-        p = logp.exp()
-        entropies.append(-(p * logp.masked_fill(p == 0, 0.0)).sum(dim=-1))
-    return torch.cat(entropies).view(logits.shape[:-1])
+    found: tuple[Tensor, Tensor | None] = _SelectiveLogSoftmax.apply(logits, index, with_entropy)
+    return found
 
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rlhf_hw.algorithms.kl import per_token_kl
-from rlhf_hw.algorithms.losses import cross_entropy_sum, entropy_from_logits, selective_log_softmax
+from rlhf_hw.algorithms.losses import cross_entropy_sum, log_softmax_and_entropy, selective_log_softmax
 from rlhf_hw.compat.activation_checkpointing import RecomputesActivations
 from rlhf_hw.models.positions import (
     Selection,
@@ -171,8 +171,11 @@ class ActorCritic(RecomputesActivations, nn.Module):
         else:
             assert self.value_head is not None
             values = self.value_head(hidden)
-        logprobs = selective_log_softmax(logits, input_ids[tokens])
-        entropy = entropy_from_logits(logits.detach()) if with_entropy else None
+        entropy = None
+        if with_entropy:
+            logprobs, entropy = log_softmax_and_entropy(logits, input_ids[tokens])
+        else:
+            logprobs = selective_log_softmax(logits, input_ids[tokens])
         loss = None if unsupervised_ids is None else text_loss(self.policy, unsupervised_ids)
         return TokenStatistics(logprobs, values, entropy, loss)
 

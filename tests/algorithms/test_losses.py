@@ -9,7 +9,7 @@ from torch.distributions import Categorical
 from rlhf_hw.algorithms import losses
 from rlhf_hw.algorithms.losses import (
     cross_entropy_sum,
-    entropy_from_logits,
+    log_softmax_and_entropy,
     pairwise_reward_loss,
     policy_loss,
     row_chunks,
@@ -200,30 +200,45 @@ def test_row_chunks_are_views_that_cover_every_row_once_in_order(small_chunks):
     assert [len(chunk) for chunk in chunks] == [3, 3, 1, 3, 3, 1]
 
 
+def entropies(logits):
+    return log_softmax_and_entropy(logits, torch.zeros(logits.shape[:-1], dtype=torch.long))[1]
+
+
 def test_entropy_equals_torch_distributions_and_its_bounds(small_chunks):
     torch.manual_seed(0)
-    logits = torch.randn(2, 7, 11)
-    assert torch.allclose(entropy_from_logits(logits), Categorical(logits=logits).entropy(), atol=1e-6)
-    assert float(entropy_from_logits(torch.zeros(11))) == pytest.approx(math.log(11))  # uniform
+    logits = torch.randn(2, 7, 11) * 4 + 1000
+    expected = Categorical(logits=logits.double()).entropy()
+    assert torch.allclose(entropies(logits).double(), expected, atol=1e-6)
+    assert float(entropies(torch.zeros(11))) == pytest.approx(math.log(11))  # uniform
     certain = torch.full((11,), -torch.inf)
     certain[3] = 2.0
-    assert entropy_from_logits(certain) == 0  # 1 * log 1, and ten times 0 * log 0
-
-
-def test_entropy_gradient_is_finite_where_tokens_are_ruled_out():
-    logits = torch.tensor([[0.5, -torch.inf, 1.0]], requires_grad=True)
-    entropy_from_logits(logits).sum().backward()
-    allowed = torch.tensor([[0.5, 1.0]], requires_grad=True)
-    entropy_from_logits(allowed).sum().backward()
-    assert logits.grad[0, 1] == 0
-    assert torch.allclose(logits.grad[0, [0, 2]], allowed.grad[0])
+    assert entropies(certain) == 0  # 1 * log 1, and ten times 0 * log 0
 
 
 def test_entropy_of_bfloat16_logits_is_that_of_their_float32_values():
     torch.manual_seed(0)
     logits = (torch.randn(4, 5000) * 3).to(torch.bfloat16)
-    assert entropy_from_logits(logits).dtype == torch.float32
-    assert torch.equal(entropy_from_logits(logits), entropy_from_logits(logits.float()))
+    assert entropies(logits).dtype == torch.float32
+    assert torch.equal(entropies(logits), entropies(logits.float()))
+
+
+def test_log_probabilities_and_their_gradient_are_the_same_beside_an_entropy(small_chunks):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 7, 11, dtype=torch.float64, requires_grad=True)
+    index, weight = torch.randint(11, (2, 7)), torch.randn(2, 7, dtype=torch.float64)
+    logprobs, entropy = log_softmax_and_entropy(logits, index)
+    assert torch.allclose(logprobs, selective_log_softmax(logits, index), atol=1e-12)
+    assert not entropy.requires_grad
+    gradients = [
+        torch.autograd.grad((found * weight).sum(), logits)[0]
+        for found in (logprobs, selective_log_softmax(logits, index))
+    ]
+    assert torch.allclose(*gradients, atol=1e-12)
+
+
+def test_many_logits_are_upcast_a_part_at_a_time():
+    assert [len(rows) for rows in row_chunks(torch.empty(100, 2**14))] == [16] * 6 + [4]
+    assert {len(rows) for rows in row_chunks(torch.empty(2**6, 2**24, device="meta"))} == {1}
 
 
 def test_cross_entropy_sum_equals_torch_and_halves_add_up():
