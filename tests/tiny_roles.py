@@ -28,7 +28,7 @@ class SharedRoles:
     reward_model: Path
 
 
-def _trained(model: Any, task: str, seed: int, directory: Path) -> Path:
+def trained_adapter(model: Any, task: str, seed: int, directory: Path) -> Path:
     """An adapter whose weights are away from where they start, in a directory."""
     if not (directory / "adapter_config.json").is_file():
         torch.manual_seed(seed)
@@ -46,8 +46,8 @@ def shared_roles(directory: Path, architecture: str = "llama", *, apart: bool = 
 
     The same numbers for the same arguments; directories that are there already are read again.
     """
-    sft = _trained(tiny_model(architecture), "CAUSAL_LM", 21, directory / "sft")
-    rm = _trained(tiny_model(architecture, labels=1), "SEQ_CLS", 22, directory / "rm")
+    sft = trained_adapter(tiny_model(architecture), "CAUSAL_LM", 21, directory / "sft")
+    rm = trained_adapter(tiny_model(architecture, labels=1), "SEQ_CLS", 22, directory / "rm")
     files, scores = AdapterFiles.read(str(sft)), AdapterFiles.read(str(rm))
     assert scores.score is not None
 

@@ -36,6 +36,8 @@ REFERENCE = [
     *(f"sft-{m}" for m in MODELS),
 ]
 ON_ONE_DEVICE = [f"{stage}-{variant}" for stage in STAGES for variant in ("checkpointing", "resumed")]
+#: PPO whose four roles are adapters of one base
+SHARED, SHARED_RESUMED = "ppo-shared", "ppo-sharedresumed"
 #: HPU graphs exist in lazy mode only; caches that are kept and buckets are optimum-habana's.
 LAZY = "hpu-optimum-lazy" if OPTIMUM else "hpu-native-lazy"
 GRAPHS = [*(f"{stage}-graphs" for stage in STAGES), *(["ppo-cached"] if OPTIMUM else [])]
@@ -59,7 +61,7 @@ class Difference:
 
 def cases_by_device() -> dict[str, list[str]]:
     """What runs where in this environment."""
-    cases = {"cpu": REFERENCE, MAIN: [*REFERENCE, *ON_ONE_DEVICE, *FUSED]}
+    cases = {"cpu": [*REFERENCE, SHARED], MAIN: [*REFERENCE, *ON_ONE_DEVICE, *FUSED, SHARED, SHARED_RESUMED]}
     cases |= dict.fromkeys(OTHERS, SHORT)
     cases[LAZY] = [*cases[LAZY], *GRAPHS]
     if torch.cuda.is_available():
@@ -134,7 +136,7 @@ def measured(work: Path) -> dict[str, Any]:
     for device, cases in cases_by_device().items():
         for case in cases:
             stage, variant = case.split("-")
-            if device == "cpu" or case in ON_ONE_DEVICE:
+            if device == "cpu" or case in (*ON_ONE_DEVICE, SHARED, SHARED_RESUMED):
                 continue
             reference = f"{stage}-{PLAIN.get(variant, variant)}"
             expected, found = result(work, "cpu", reference), result(work, device, case)

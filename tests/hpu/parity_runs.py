@@ -57,6 +57,10 @@ ACCUMULATED = {
     # one step an epoch: processes shuffle their own answers
     "ppo": f"--steps 80 --batch_size {8 // WORLD} --mini_batch_size 4 --gradient_accumulation_steps {2 // WORLD}",
 }
+#: policy, reference, value and reward as adapters of one base
+SHARED = (
+    "--model_name {work}/sft --reward_model_name {work}/scores --init_value_with_reward --share_backbone true"
+)
 VARIANTS = {
     "full": "--full_finetune --bf16 False",
     "lora": "--peft lora --bf16 False",
@@ -69,11 +73,16 @@ VARIANTS = {
     "cached": "--peft lora --bf16 False --use_hpu_graphs_for_inference --reuse_cache --bucket_size 8 --bucket_internal "
     "--ignore_eos False",
     "resumed": "--full_finetune --bf16 False --resume_from_checkpoint {checkpoint}",
+    "shared": f"--peft lora --bf16 False {SHARED}",
+    "sharedresumed": f"--peft lora --bf16 False {SHARED} --resume_from_checkpoint {{checkpoint}}",
 }
 MODELS = ("gpt2", "opt", "qwen2")
-CASES = tuple(f"{stage}-{variant}" for stage in STAGES for variant in VARIANTS) + tuple(
-    f"sft-{model}" for model in MODELS
-)
+CASES = tuple(
+    f"{stage}-{variant}"
+    for stage in STAGES
+    for variant in VARIANTS
+    if stage == "ppo" or not variant.startswith("shared")
+) + tuple(f"sft-{model}" for model in MODELS)
 CHECKPOINT = {"sft": 10, "reward": 10, "ppo": 8}
 
 
@@ -86,7 +95,8 @@ def command_line(case: str, work: Path, device: str) -> list[str]:
         hardware += UNFUSED
     words = f"{hardware} {EVERY} {STAGES[stage]} {VARIANTS['full' if variant in MODELS else variant]}"
     output = work / name_of(device) / case
-    checkpoint = work / name_of(device) / f"{stage}-full" / f"checkpoint-{CHECKPOINT[stage]}"
+    stopped = "shared" if variant.startswith("shared") else "full"
+    checkpoint = work / name_of(device) / f"{stage}-{stopped}" / f"checkpoint-{CHECKPOINT[stage]}"
     filled = words.format(work=work, model=model, accumulated=ACCUMULATED[stage], checkpoint=checkpoint)
     return [*filled.split(), "--output_dir", str(output)]
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import tiny_materials
 from parity import OPTIMUM
+from parity_runs import SHARED
 from warm_process import WarmProcess, warm_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -99,6 +100,15 @@ def test_no_graph_is_new_after_the_first_step(counted: Counted, stage: str, opti
     assert found["steps"] - found["warm_steps"] == 20
     assert found["evaluations"] >= 2
     assert len(found["widths"]) > 1 or stage == "ppo"
+
+
+def test_roles_on_one_base_compile_no_graph_after_the_first_update(counted: Counted) -> None:
+    """Policy, reference, value and reward: adapters of one base, whichever acts."""
+    found = counted("ppo", f"--peft lora --bf16 True {SHARED}")
+    assert found["new_graphs"] == 0, "\n".join(found["causes"])
+    assert found["warm_graphs"] > 10
+    assert found["steps"] - found["warm_steps"] == 20
+    assert found["evaluations"] >= 2
 
 
 @pytest.mark.parametrize("stage", ["sft", "ppo"])

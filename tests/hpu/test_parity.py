@@ -10,7 +10,20 @@ from pathlib import Path
 
 import parity
 import pytest
-from parity import ACCUMULATED, FUSED, GRAPHS, LAZY, MAIN, OTHERS, REFERENCE, SHORT, difference, result
+from parity import (
+    ACCUMULATED,
+    FUSED,
+    GRAPHS,
+    LAZY,
+    MAIN,
+    OTHERS,
+    REFERENCE,
+    SHARED,
+    SHARED_RESUMED,
+    SHORT,
+    difference,
+    result,
+)
 from parity_runs import STAGES, STEPS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -143,6 +156,16 @@ def test_recomputing_activations_changes_no_bit(work: Path, stage: str) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(work: Path, stage: str) -> None:
     whole, resumed = (result(work, MAIN, f"{stage}-{variant}") for variant in ("full", "resumed"))
+    assert 0 < len(resumed["steps"]) < STEPS
+    assert resumed["steps"] == whole["steps"][-len(resumed["steps"]) :]
+    assert resumed["digest"] == whole["digest"]
+
+
+def test_roles_on_one_base_train_as_on_the_cpu_and_resume_to_the_bit(work: Path) -> None:
+    found = difference(result(work, "cpu", SHARED), result(work, MAIN, SHARED))
+    assert max(found.first_loss, found.first_norm) < FP32["ppo"]
+    assert max(found.loss, found.gradient_norm) < FP32["ppo"]
+    whole, resumed = result(work, MAIN, SHARED), result(work, MAIN, SHARED_RESUMED)
     assert 0 < len(resumed["steps"]) < STEPS
     assert resumed["steps"] == whole["steps"][-len(resumed["steps"]) :]
     assert resumed["digest"] == whole["digest"]

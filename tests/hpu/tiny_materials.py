@@ -7,13 +7,15 @@ import random
 from pathlib import Path
 
 from tiny_models import ARCHITECTURES, VOCABULARY, tiny_model, word_tokenizer
+from tiny_roles import trained_adapter
 
 TRAIN_ROWS, EVAL_ROWS = 80, 10
 
 
 def make(directory: Path) -> None:
     """Write train.jsonl, eval.jsonl, a causal model of each architecture, a Llama with one label as `reward`, the
-    tokenizer (with the Llamas), and `unfused`: a Gaudi configuration with torch's own AdamW."""
+    tokenizer (with the Llamas), LoRA adapters on the Llama as `sft` and `scores` (a reward model's), and `unfused`: a
+    Gaudi configuration with torch's own AdamW."""
     directory.mkdir(parents=True, exist_ok=True)
     write_pairs(directory / "train.jsonl", TRAIN_ROWS, seed=0)
     write_pairs(directory / "eval.jsonl", EVAL_ROWS, seed=1)
@@ -22,6 +24,10 @@ def make(directory: Path) -> None:
     word_tokenizer().save_pretrained(directory / "llama")
     tiny_model("llama", labels=1, seed=5).save_pretrained(directory / "reward")
     word_tokenizer().save_pretrained(directory / "reward")
+    for name, task, labels in (("sft", "CAUSAL_LM", None), ("scores", "SEQ_CLS", 1)):
+        base = tiny_model("llama", labels=labels)
+        base.name_or_path = str(directory / "llama")
+        trained_adapter(base, task, 21, directory / name)
     (directory / "unfused").mkdir(exist_ok=True)
     config = {"use_fused_adam": False, "use_fused_clip_norm": True}
     (directory / "unfused" / "gaudi_config.json").write_text(json.dumps(config))
