@@ -145,7 +145,8 @@ class Backend(ABC):
 
     def training_argument_defaults(self) -> dict[str, Any]:
         """Training arguments for where the user did not say."""
-        return {}
+        # to look whether a loss is a number, the host would wait for the device after every micro-batch
+        return {"logging_nan_inf_filter": False}
 
     def own_settings(self) -> frozenset[str]:
         """Settings that act here and are no training arguments."""
@@ -153,7 +154,9 @@ class Backend(ABC):
 
     def refused_training_arguments(self) -> dict[str, str]:
         """Training arguments that mean nothing here, each with the reason."""
-        return {}
+        return {
+            "use_liger_kernel": f"Liger's kernels need an NVIDIA GPU, not the {self.name} backend; leave it out"
+        }
 
     def notes(self) -> list[str]:
         """Choices about the device that a user should see when a run starts."""
@@ -188,6 +191,11 @@ class Backend(ABC):
     def leaves_padding_out(self) -> bool:
         """Whether batches run faster as their real tokens end to end, a new number of them each time."""
         return False
+
+    @property
+    def groups_by_length(self) -> bool:
+        """Whether batches of rows of like length run faster: where every row is padded to a width of the batch's."""
+        return not self.leaves_padding_out
 
     def generation_options(self, model: Any = None) -> GenerationOptions:
         """How `generate` runs here, of `model` where it is known.

@@ -56,6 +56,10 @@ class CPUBackend(Backend):
             overrides["ddp_backend"] = self.collective_backend
         return overrides
 
+    def training_argument_defaults(self) -> dict[str, Any]:
+        # one pass over the weights: a quarter of the time of a loop over them. transformers' own default from torch 2.8 on
+        return super().training_argument_defaults() | {"optim": "adamw_torch_fused"}
+
     def precision(self, bf16: bool | None, fp16: bool | None) -> Precision:
         if fp16:
             raise BackendError(

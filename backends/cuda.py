@@ -74,6 +74,16 @@ class CUDABackend(Backend):
         # one visible card a process (as schedulers may isolate them) is card 0 to each
         return torch.device("cuda", local_rank() % max(1, torch.cuda.device_count()))
 
+    def training_argument_defaults(self) -> dict[str, Any]:
+        defaults = super().training_argument_defaults()
+        # one kernel for all weights; batches are copied from pinned memory while the device still works on the one before
+        return defaults | {"optim": "adamw_torch_fused", "accelerator_config": {"non_blocking": True}}
+
+    def refused_training_arguments(self) -> dict[str, str]:
+        if find_spec("liger_kernel"):
+            return {}
+        return {"use_liger_kernel": "liger-kernel is not installed; pip install 'rlhf-hw[liger]'"}
+
     def precision(self, bf16: bool | None, fp16: bool | None) -> Precision:
         capability = torch.cuda.get_device_capability(self.device)
         has_bf16 = capability >= _BF16_SINCE

@@ -186,13 +186,15 @@ class HPUBackend(Backend):
     def training_argument_defaults(self) -> dict[str, Any]:
         # Each of these would bring new graphs: a first log line late in the run, and an evaluation that joins its
         # batches on the device.
-        defaults: dict[str, Any] = {"logging_first_step": True, "eval_accumulation_steps": 1}
+        defaults = super().training_argument_defaults()
+        defaults |= {"logging_first_step": True, "eval_accumulation_steps": 1}
         if self.settings.torch_compile:
             defaults["torch_compile_backend"] = "hpu_backend"
         return defaults
 
     def refused_training_arguments(self) -> dict[str, str]:
-        refused = {
+        refused = super().refused_training_arguments()
+        refused |= {
             "fp16": "a Gaudi has no fp16 training; use --bf16, its own format",
             "tf32": "tf32 is a format of NVIDIA's tensor cores, which a Gaudi has not; leave it out",
         }

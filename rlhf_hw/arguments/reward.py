@@ -65,6 +65,10 @@ class RewardRun(Run):
     data: RewardDataArguments
     stage: RewardArguments
 
+    @property
+    def ragged_batches(self) -> bool:
+        return True
+
 
 def reward_parser() -> StageParser:
     """The parser of this stage."""

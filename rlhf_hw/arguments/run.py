@@ -38,6 +38,11 @@ class Run:
     notes: tuple[str, ...] = ()
     opening: tuple[str, ...] = ()
 
+    @property
+    def ragged_batches(self) -> bool:
+        """Whether the stage's batches are made of the data set's rows, each with a length of its own."""
+        return False
+
     def config_dict(self) -> dict[str, dict[str, Any]]:
         """The settings as plain nested mappings, without credentials. As a file after `--config` they give this run
         again."""

@@ -43,6 +43,11 @@ class SFTRun(Run):
     data: SFTDataArguments
     stage: SFTArguments
 
+    @property
+    def ragged_batches(self) -> bool:
+        data = self.data
+        return not (data.packing or data.dataset_concatenation or data.pad_to_max_length)
+
 
 def sft_parser() -> StageParser:
     """The parser of this stage."""

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args=session.args,
             train_dataset=train,
             eval_dataset=evaluation,
-            data_collator=SFTCollator(tokenizer.pad_token_id, shapes.pad_length),
+            data_collator=collator(session, tokenizer.pad_token_id, shapes),
             processing_class=tokenizer,
             shapes=shapes,
         )
@@ -127,6 +127,12 @@ def shape_policy(session: Session, run: SFTRun, train: Any, model: Any) -> Shape
     longest = run.data.max_seq_length
     may_vary = session.backend.shape_policy((longest,)).may_vary
     return DynamicShapes(at_least=longest) if may_vary else StaticBuckets((longest,))
+
+
+def collator(session: Session, pad_token_id: int, shapes: ShapePolicy) -> SFTCollator:
+    """What makes batches of rows. Batches that one process makes for all are cut by rows, which places are not."""
+    dispatched = session.args.accelerator_config.dispatch_batches
+    return SFTCollator(pad_token_id, shapes.pad_length, with_places=shapes.may_vary and not dispatched)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from backends.base import BackendError
 from rlhf_hw.arguments.run import Run
 from rlhf_hw.arguments.training import accepted_fields, training_environment, training_kwargs
 from rlhf_hw.cli.sharding import check_configuration, sharding_arguments
+from rlhf_hw.compat.training_flags import groups_by_length, length_grouping
 from rlhf_hw.errors import UserError
+from rlhf_hw.models.fused_kernels import check_kernel_config
 
 
 def make_training_arguments(
@@ -38,6 +40,8 @@ def make_training_arguments(
     if idle:
         lines = [f"without effect here: {', '.join('--' + name for name in idle)}", *lines]
     kwargs = backend.training_argument_defaults() | kwargs
+    if run.ragged_batches and backend.groups_by_length:
+        kwargs = length_grouping(True, accepted) | kwargs
     kwargs |= {"bf16": precision.autocast == "bf16", "fp16": precision.autocast == "fp16"}
     if "attn_implementation" in accepted and run.model.attn_implementation != "auto":
         kwargs["attn_implementation"] = run.model.attn_implementation
@@ -49,9 +53,16 @@ def make_training_arguments(
     kwargs |= sharding_arguments(run, backend, precision)
     if kwargs.get("eval_strategy", "no") == "no":
         kwargs.pop("load_best_model_at_end", None)
+    if kwargs.get("use_liger_kernel"):
+        check_kernel_config(kwargs.get("liger_kernel_config"))
     _check_trackers(kwargs.get("report_to"))
     args = _of_its_class(backend, kwargs)
     check_configuration(args)
+    if run.ragged_batches and groups_by_length(args):
+        lines = [
+            "batches: examples of like length together; --group_by_length False draws them at random",
+            *lines,
+        ]
     return args, precision, lines
 
 

@@ -104,12 +104,23 @@ def _warmup_ratio(value: float, kwargs: dict[str, Any], accepted: set[str]) -> T
     return {"warmup_steps": min(value, 1 - 1e-9)}, None
 
 
-def _group_by_length(value: bool, kwargs: dict[str, Any], accepted: set[str]) -> Translation:
-    if not value:
-        return {}, None
+def length_grouping(wanted: bool, accepted: set[str]) -> dict[str, Any]:
+    """The training argument that batches rows of like length together, or at random."""
     if "group_by_length" in accepted:
-        return {"group_by_length": True}, None
-    return {"train_sampling_strategy": "group_by_length"}, None
+        return {"group_by_length": wanted}
+    return {"train_sampling_strategy": "group_by_length" if wanted else "random"}
+
+
+def groups_by_length(training_arguments: Any) -> bool:
+    """Whether training arguments of the installed class ask for rows of like length together."""
+    strategy = getattr(training_arguments, "train_sampling_strategy", None)
+    return strategy == "group_by_length" or bool(getattr(training_arguments, "group_by_length", False))
+
+
+def _group_by_length(value: bool, kwargs: dict[str, Any], accepted: set[str]) -> Translation:
+    if not value and "train_sampling_strategy" in kwargs:
+        return {}, None
+    return length_grouping(value, accepted), None
 
 
 def _adafactor(value: bool, kwargs: dict[str, Any], accepted: set[str]) -> Translation:
@@ -162,7 +173,12 @@ OLDER: dict[str, OlderFlag] = {
     "warmup_ratio": OlderFlag(
         float, 0.0, "Warm the learning rate up for this fraction of the steps.", _warmup_ratio
     ),
-    "group_by_length": OlderFlag(bool, False, "Batch examples of like length together.", _group_by_length),
+    "group_by_length": OlderFlag(
+        bool | None,
+        None,
+        "Batch examples of like length together. Not said: in SFT and reward modelling, where the device pads.",
+        _group_by_length,
+    ),
     "logging_dir": OlderFlag(
         str | None,
         None,

@@ -31,10 +31,15 @@ class SFTCollator:
     Packed rows also give `position_ids`, which start at 0 in each sequence, and `sequence_ids`: 1 for the tokens
     of a row's first sequence, 2 for its second, …, 0 on padding. Token i may attend to token j ≤ i where both
     have the same sequence id.
+
+    `with_places`: batches also have `target_places` [N], where the N targets stand in the batch read row by row. How many
+    a batch has is then known without asking the device, which would have to finish its work first. Not where shapes are
+    fixed: N changes from batch to batch.
     """
 
     pad_token_id: int
     pad_length: PadLength = longest
+    with_places: bool = False
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         input_ids_B_T, attention_mask_B_T = pad_rows(
@@ -54,6 +59,8 @@ class SFTCollator:
         batch = {"input_ids": input_ids_B_T, "attention_mask": attention_mask_B_T, "labels": labels_B_T}
         if any("seq_lengths" in row for row in rows):
             batch |= {"position_ids": position_ids_B_T, "sequence_ids": sequence_ids_B_T}
+        if self.with_places:
+            batch["target_places"] = (labels_B_T.flatten() != IGNORED_LABEL).nonzero().squeeze(1)
         return batch
 
 

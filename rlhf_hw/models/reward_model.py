@@ -15,6 +15,7 @@ from torch import nn
 from rlhf_hw.compat.activation_checkpointing import RecomputesActivations
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.positions import Selection
+from rlhf_hw.models.right_padded import leaves_masks_out, without_mask
 from rlhf_hw.models.unpadded import leaves_padding_out, real_tokens, rows_apart
 from rlhf_hw.models.weights import load_weights_into
 from rlhf_hw.models.wrapping import part_of_state, without_adapters
@@ -76,7 +77,9 @@ class RewardModel(RecomputesActivations, nn.Module):
     def config(self) -> Any:
         return self.inner.config
 
-    def hidden_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def hidden_states(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *, right_padded: bool = False
+    ) -> torch.Tensor:
         """Last hidden states [B, T, H]; what stands at padding means nothing."""
         backbone = self.inner.base_model
         if leaves_padding_out(self.inner):
@@ -86,6 +89,9 @@ class RewardModel(RecomputesActivations, nn.Module):
                     input_ids=real.input_ids, position_ids=real.position_ids, use_cache=False
                 ).last_hidden_state[0]
             return found.new_zeros(*input_ids.shape, found.shape[-1]).index_put((real.mask,), found)
+        if right_padded and leaves_masks_out(self.inner):
+            with without_mask(self.inner):
+                return backbone(input_ids=input_ids, use_cache=False).last_hidden_state
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         if "position_ids" in inspect.signature(backbone.forward).parameters:
             inputs["position_ids"] = (attention_mask.long().cumsum(1) - 1).clamp(min=0)  # for left padding
@@ -93,10 +99,17 @@ class RewardModel(RecomputesActivations, nn.Module):
         return outputs.last_hidden_state
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, every_token: bool = False
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        every_token: bool = False,
+        right_padded: bool = False,
     ) -> torch.Tensor:
-        """Scores [B], fp32, of the rows of `input_ids` [B, T]; with `every_token` the head's output [B, T] everywhere."""
-        hidden = self.hidden_states(input_ids, attention_mask)
+        """Scores [B], fp32, of the rows of `input_ids` [B, T]; with `every_token` the head's output [B, T] everywhere.
+
+        `right_padded`: padding is known to stand behind the rows; it may then go without a mask.
+        """
+        hidden = self.hidden_states(input_ids, attention_mask, right_padded=right_padded)
         if every_token:
             return self._head(hidden)
         rows = torch.arange(hidden.shape[0], device=hidden.device)

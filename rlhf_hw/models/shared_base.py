@@ -187,9 +187,11 @@ class AdapterRole(RewardModel):
     def head(self) -> nn.Module:
         return self.score
 
-    def hidden_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def hidden_states(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *, right_padded: bool = False
+    ) -> torch.Tensor:
         with self.base.acting(self.adapters):
-            return super().hidden_states(input_ids, attention_mask)
+            return super().hidden_states(input_ids, attention_mask, right_padded=right_padded)
 
     # What the trainer asks of a model
     def role_parameters(self) -> Iterator[nn.Parameter]:

@@ -59,8 +59,8 @@ def adapter_state(model: nn.Module) -> Hashable:
     return (getattr(inner.base_model, "_enabled", None), *states)  # LLaMA-Adapter takes its modules out
 
 
-#: whose forward passes are known here; accelerate's call those they replace
-_LIBRARIES = frozenset({"torch", "transformers", "peft", "accelerate", "rlhf_hw"})
+#: whose forward passes are known here; accelerate's call those they replace, Liger's norms and MLPs mix no tokens
+_LIBRARIES = frozenset({"torch", "transformers", "peft", "accelerate", "liger_kernel", "rlhf_hw"})
 
 
 def foreign_module(model: nn.Module) -> str | None:

@@ -18,7 +18,12 @@ from backends import Backend
 from backends.cpu import CPUBackend
 from backends.shapes import DynamicShapes, ShapePolicy
 from rlhf_hw.compat.evaluated_first import forget_preparation
+from rlhf_hw.compat.training_flags import groups_by_length
+from rlhf_hw.data.length_groups import GroupedByLength
+from rlhf_hw.data.lengths import lengths_of_rows
 from rlhf_hw.errors import UserError
+from rlhf_hw.models.fused_kernels import fuse_kernels
+from rlhf_hw.models.right_padded import leave_masks_out
 from rlhf_hw.models.unpadded import leave_padding_out
 from rlhf_hw.models.weights import load_weights_into, save_weights
 from rlhf_hw.models.wrapping import adapter_state, trunk, unwrap
@@ -69,13 +74,18 @@ def make_optimizer_state(model: nn.Module, optimizer: Any) -> None:
                 state[name] = type(value)(0)
 
 
+def decoders(model: Any) -> list[Any]:
+    """The transformers models inside what a stage trains: itself, or those of its roles."""
+    held = getattr(model, "checkpointed_models", None)
+    return [model] if held is None else list(held())
+
+
 def replay_passes(backend: Backend, model: Any, *, sharded: bool = False) -> None:
     """Let the device record and replay the forward passes of every decoder in `model`; the heads stay outside.
 
     Or, where shapes are free, let each run on real tokens alone.
     """
-    held = getattr(model, "checkpointed_models", None)
-    for inner in [model] if held is None else held():
+    for inner in decoders(model):
         if backend.leaves_padding_out:
             leave_padding_out(inner)
         backend.replay_passes(trunk(inner), partial(adapter_state, inner), sharded=sharded)
@@ -123,12 +133,18 @@ class StageMixin(FullySharded):
     """
 
     backend: Backend = CPUBackend()
+    #: columns whose longest list is a row's length; where there are none, rows are not grouped by length
+    length_columns: tuple[str, ...] = ()
 
     def __init__(self, model: Any, args: Any, shapes: ShapePolicy | None = None, **kwargs: Any) -> None:
         # One process drives one device, also where it sees several: the base would put them into nn.DataParallel,
         # which knows nothing of step-wide averages. Asking for the device is what settles `n_gpu`.
         if args.device is not None:
             args._n_gpu = min(args.n_gpu, 1)
+        if args.use_liger_kernel:
+            for decoder in decoders(model):
+                fuse_kernels(decoder, args.liger_kernel_config)
+            args.use_liger_kernel = False  # done: the base knows no models inside models
         super().__init__(model=model, args=args, **self.backend.trainer_arguments(), **kwargs)
         self.shapes = shapes or DynamicShapes()
         # DeepSpeed takes a step whenever it has gone backward: a round of practice would train
@@ -137,6 +153,9 @@ class StageMixin(FullySharded):
             self.add_callback(OptimizerStepApart(self.backend))
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         replay_passes(self.backend, self.model, sharded=sharded)
+        if self.shapes.may_vary:
+            for decoder in decoders(self.model):
+                leave_masks_out(decoder)
         self.averages = RunningAverages()
         self.tokens = TokenRate()
         # Tells the base not to divide the loss by the accumulation steps: `scale_loss` has done it.
@@ -181,12 +200,27 @@ class StageMixin(FullySharded):
 
     # The order of the data
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        """The base's sampler, its order a function of seed and epoch."""
-        sampler = super()._get_train_sampler(*args, **kwargs)
+        """The base's sampler, or the one that groups rows by length; the order is a function of seed and epoch."""
+        if self.length_columns and groups_by_length(self.args):
+            rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            lengths = self._lengths(args[0] if args else self.train_dataset)
+            sampler = GroupedByLength(lengths, rows * self.accelerator.num_processes)
+        else:
+            sampler = super()._get_train_sampler(*args, **kwargs)
         if not hasattr(sampler, "generator"):
             return sampler
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return SeededByEpoch(sampler, seed, lambda: int(self.state.epoch or 0))
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """The base's, or the longest rows first: what an evaluation says does not depend on the order."""
+        if not (self.length_columns and groups_by_length(self.args)):
+            return super()._get_eval_sampler(eval_dataset)
+        lengths = self._lengths(eval_dataset)
+        return sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
+
+    def _lengths(self, dataset: Any) -> list[int]:
+        return lengths_of_rows(dataset, self.length_columns, self.args.length_column_name)
 
     def get_train_dataloader(self) -> Any:
         """The base's; where shapes are fixed without a last, smaller batch (unless it is the only one)."""

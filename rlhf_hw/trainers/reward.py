@@ -46,7 +46,8 @@ def wilson_interval(successes: float, trials: int, z: float = 1.96) -> tuple[flo
 
 
 class RewardMixin(StageMixin):
-    """Trains a `RewardModel` on batches {input_ids, attention_mask} [2B, T]: B chosen rows, then B rejected.
+    """Trains a `RewardModel` on batches {input_ids, attention_mask} [2B, T]: B chosen rows, then B rejected, padded
+    on the right.
 
     Keyword args beyond the base trainer's:
         rm_loss: last_token, tokenwise or cross_entropy, as `--rm_loss` has them. Whatever it is, an answer's score is
@@ -54,13 +55,18 @@ class RewardMixin(StageMixin):
     A batch may have `margin` [B]: by how much the chosen answer should lead.
     """
 
+    length_columns = ("chosen_input_ids", "rejected_input_ids")
+
     def __init__(self, *args: Any, rm_loss: str = "last_token", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.compute_metrics = preference_metrics
         self.rm_loss = rm_loss
 
     def count_items(self, batch: dict[str, Any]) -> torch.Tensor:
-        return torch.tensor(len(batch["input_ids"]) // 2)
+        ids = batch["input_ids"]
+        return torch.full(
+            (), len(ids) // 2, device=ids.device
+        )  # a copy from the host would wait for the device
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -79,7 +85,7 @@ class RewardMixin(StageMixin):
         margin = inputs.get("margin")
         if self.rm_loss == "tokenwise":
             ids, mask = inputs["input_ids"], inputs["attention_mask"]
-            values = model(input_ids=ids, attention_mask=mask, every_token=True)
+            values = model(input_ids=ids, attention_mask=mask, every_token=True, right_padded=True)
             half = len(ids) // 2
             compared, chosen_at, rejected_at = divergent_part(
                 ids[:half], ids[half:], mask[:half], mask[half:]
@@ -109,6 +115,7 @@ class RewardMixin(StageMixin):
         return RewardStatistics(metrics["s_chosen_mean"], metrics["s_chosen_std"], int(metrics["s_pairs"]))
 
     def _scores(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        scores = model(input_ids=ids, attention_mask=mask, right_padded=True)
         half = len(scores) // 2
         return scores[:half], scores[half:]

@@ -10,7 +10,14 @@ import torch
 from rlhf_hw.algorithms.losses import selective_log_softmax
 from rlhf_hw.algorithms.masked import masked_sum
 from rlhf_hw.errors import UserError
-from rlhf_hw.models.positions import every_position, logits_at, next_token_positions, packed_attention_mask
+from rlhf_hw.models.positions import (
+    Positions,
+    every_position,
+    logits_at,
+    next_token_positions,
+    packed_attention_mask,
+)
+from rlhf_hw.models.right_padded import leaves_masks_out, without_mask
 from rlhf_hw.models.unpadded import leaves_padding_out
 from rlhf_hw.models.wrapping import unwrap, virtual_tokens, without_adapters
 from rlhf_hw.trainers.base import StageMixin
@@ -27,8 +34,11 @@ def perplexity_metrics(prediction: Any) -> dict[str, float]:
 class SFTMixin(StageMixin):
     """Trains a causal language model on batches {input_ids, attention_mask, labels} [B, T], right padded.
 
-    Packed batches carry {input_ids, labels, position_ids, sequence_ids} instead.
+    Packed batches carry {input_ids, labels, position_ids, sequence_ids} instead. A batch that has `target_places` too
+    (`SFTCollator`) never makes the host wait for the device.
     """
+
+    length_columns = ("input_ids",)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -60,6 +70,8 @@ class SFTMixin(StageMixin):
         labels = inputs["labels"]
         if not self.shapes.may_vary and "sequence_ids" not in inputs:
             return self._losses_of_every_position(model, inputs)
+        if "target_places" in inputs and not leaves_padding_out(model):
+            return self._losses_at(model, inputs, inputs["target_places"])
         targets = labels != IGNORED
         targets[:, 0] = False  # nothing comes before the first token to predict it from
         model_inputs = self._model_inputs(model, inputs)
@@ -69,6 +81,24 @@ class SFTMixin(StageMixin):
         counts = targets.sum(dim=1)
         rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
         return losses.new_zeros(len(counts)).index_add(0, rows, losses), counts
+
+    def _losses_at(
+        self, model: Any, inputs: dict[str, Any], places: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of targets whose `places` [N] are known: nothing here depends on what the device has worked out."""
+        labels = inputs["labels"]
+        model_inputs = self._model_inputs(model, inputs)
+        width = model_inputs["input_ids"].shape[1]  # packed rows may have become one
+        before = places - 1
+        where = Positions(before // width, before % width)
+        if "sequence_ids" not in inputs and leaves_masks_out(model):
+            with without_mask(model):
+                logits = logits_at(model, where, input_ids=model_inputs["input_ids"]).logits
+        else:
+            logits = logits_at(model, where, **model_inputs).logits
+        losses = -selective_log_softmax(logits, labels.flatten()[places])
+        counts = (labels[:, 1:] != IGNORED).sum(dim=1)
+        return losses.new_zeros(len(labels)).index_add(0, places // labels.shape[1], losses), counts
 
     def _losses_of_every_position(
         self, model: Any, inputs: dict[str, Any]

@@ -11,7 +11,7 @@ from rlhf_hw.arguments.ppo import parse_ppo
 from rlhf_hw.arguments.reward import parse_reward
 from rlhf_hw.arguments.sft import parse_sft
 from rlhf_hw.arguments.training import accepted_fields, training_environment, training_kwargs
-from rlhf_hw.compat.training_flags import OLDER, translate
+from rlhf_hw.compat.training_flags import OLDER, groups_by_length, translate
 
 SFT = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o"]
 OLD_STACK = accepted_fields(TrainingArguments) | {
@@ -78,8 +78,9 @@ def test_warmup_steps_beats_warmup_ratio() -> None:
 
 
 def test_group_by_length_samples_by_length() -> None:
-    made = arguments("--group_by_length")
-    assert getattr(made, "group_by_length", None) or made.train_sampling_strategy == "group_by_length"
+    assert groups_by_length(arguments("--group_by_length"))
+    assert not groups_by_length(arguments("--group_by_length", "False"))
+    assert not groups_by_length(arguments())
 
 
 def test_adafactor_is_an_optimizer() -> None:

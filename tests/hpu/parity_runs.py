@@ -40,10 +40,12 @@ EVERY = (
     "--overwrite_output_dir --do_train --do_eval --report_to none --logging_steps 1 --seed 3 --lora_dropout 0 "
     "--tokenizer_name {work}/llama --lr_scheduler_type constant --train_file {work}/train.jsonl --validation_file {work}/eval.jsonl"
 )
+#: a device that pads would draw its batches otherwise than one that does not
+AT_RANDOM = "--group_by_length False"
 STAGES = {
-    "sft": f"--model_name_or_path {{work}}/{{model}} --max_seq_length 48 --max_steps {STEPS} --save_strategy steps "
+    "sft": f"{AT_RANDOM} --model_name_or_path {{work}}/{{model}} --max_seq_length 48 --max_steps {STEPS} --save_strategy steps "
     "--save_steps 10 --per_device_train_batch_size 4 --per_device_eval_batch_size 4",
-    "reward": f"--model_name_or_path {{work}}/{{model}} --max_length 48 --max_steps {STEPS} --save_strategy steps "
+    "reward": f"{AT_RANDOM} --model_name_or_path {{work}}/{{model}} --max_length 48 --max_steps {STEPS} --save_strategy steps "
     "--save_steps 10 --per_device_train_batch_size 4 --per_device_eval_batch_size 4",
     # five updates of four optimizer steps
     "ppo": "--model_name {work}/{model} --reward_model_name {work}/reward --steps 40 --batch_size 8 --mini_batch_size 4 "
