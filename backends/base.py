@@ -71,10 +71,12 @@ class DecodingOptions:
 
     `check_every`: steps between two looks at which answers have ended; a look waits for the device. `prefill_tokens`:
     about how many tokens of prompts run at a time: few, so that little is padding, and enough to fill the device.
+    `attention_in_fp32`: whether that of a single token is faster so, also where the rest is bf16.
     """
 
     check_every: int = 8
     prefill_tokens: int = 8192
+    attention_in_fp32: bool = False
 
 
 @dataclass(frozen=True)

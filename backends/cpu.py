@@ -81,7 +81,7 @@ class CPUBackend(Backend):
         return DynamicShapes()
 
     def decoding_options(self, engine: str = "compact") -> DecodingOptions:
-        return DecodingOptions(check_every=1, prefill_tokens=512)
+        return DecodingOptions(check_every=1, prefill_tokens=512, attention_in_fp32=True)
 
     @property
     def leaves_padding_out(self) -> bool:

@@ -48,16 +48,20 @@ def leave_padding_out(model: nn.Module) -> bool:
     """
     inner = without_adapters(unwrap(model))
     adapters = unwrap(model).peft_config.values() if is_peft(unwrap(model)) else ()
-    known = (
-        inner.config.model_type in FAMILIES
-        and inner.config._attn_implementation == "sdpa"
-        and all(adapter.peft_type in ADAPTERS for adapter in adapters)
-        # a model may call itself Llama and attend in a way of its own
-        and foreign_module(inner) is None
-    )
+    known = attends_by_interface(inner) and all(adapter.peft_type in ADAPTERS for adapter in adapters)
     if known:
         _unpadded.add(trunk(model))
     return known
+
+
+def attends_by_interface(inner: Any) -> bool:
+    """Whether the attention of a model without adapters is torch's own, by way of transformers' interface."""
+    return (
+        inner.config.model_type in FAMILIES
+        and inner.config._attn_implementation == "sdpa"
+        # a model may call itself Llama and attend in a way of its own
+        and foreign_module(inner) is None
+    )
 
 
 def leaves_padding_out(model: nn.Module) -> bool:

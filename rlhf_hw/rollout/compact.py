@@ -8,7 +8,8 @@ are through, attention begins later. Positions, masks and score processors are t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ import torch
 from backends.base import DecodingOptions
 from backends.shapes import RolloutShapes
 from rlhf_hw.errors import UserError
+from rlhf_hw.models.unpadded import attends_by_interface
 from rlhf_hw.models.wrapping import foreign_module, in_evaluation, virtual_tokens, without_adapters
+from rlhf_hw.rollout.decode_attention import attention_in_fp32
 from rlhf_hw.rollout.engine import (
     Rollout,
     Sampling,
@@ -75,10 +78,14 @@ class CompactEngine:
         responses: list[list[int]] = [[] for _ in prompts]
         by_length = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         step = self.batch_size or len(prompts)
+        in_fp32 = self.options.attention_in_fp32 and attends_by_interface(without_adapters(policy))
+        attention = attention_in_fp32 if in_fp32 else nullcontext
         with in_evaluation(policy):
             for start in range(0, len(prompts), step):
                 part = by_length[start : start + step]
-                batch = _Batch(policy, [prompts[i] for i in part], sampling.max_new_tokens, self.tokenizer)
+                batch = _Batch(
+                    policy, [prompts[i] for i in part], sampling.max_new_tokens, self.tokenizer, attention
+                )
                 theirs = [seeds[i] for i in part]
                 drawn = self._answer(batch, sampling, theirs, sorted(ends))
                 for i, answer in zip(part, drawn, strict=True):
@@ -158,12 +165,21 @@ class _Batch:
     """Prompts being answered by one model. Each slot holds a row that is still going.
 
     tokens, mask [slots, T]: left-padded prompts, then what is drawn; T = longest prompt + longest answer. rows [slots]:
-    which row stands in which slot. `end`: the first column that is still empty.
+    which row stands in which slot. `end`: the first column that is still empty. `attention`: what a decode step of the
+    model runs in.
     """
 
-    def __init__(self, policy: Any, prompts: Sequence[Sequence[int]], steps: int, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        policy: Any,
+        prompts: Sequence[Sequence[int]],
+        steps: int,
+        tokenizer: Any,
+        attention: Callable[[Any], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         device = policy.device
         self.model = without_adapters(policy)
+        self.attention = attention
         self.accepted = set(inspect.signature(type(self.model).forward).parameters)
         self.lengths = [len(prompt) for prompt in prompts]
         self.prompt_width = self.end = max(self.lengths)
@@ -206,7 +222,8 @@ class _Batch:
         self.tokens[:, self.end] = tokens
         positions = self.shift + self.end
         self.end += 1
-        return self._run(tokens[:, None], self.mask[:, self.first : self.end], positions)
+        with self.attention(self.model):
+            return self._run(tokens[:, None], self.mask[:, self.first : self.end], positions)
 
     def retain(self, going: list[bool]) -> torch.Tensor:
         """Leave out the slots not `going`; the last ones take their places. Where [slots] each slot's row was before."""

@@ -34,7 +34,7 @@ def _continuous(tokenizer: Any, **options: Any) -> Any:
 ENGINES: dict[str, Callable[..., Any]] = {
     "generate": GenerateEngine,
     "compact": lambda tokenizer, **options: CompactEngine(
-        tokenizer, options=DecodingOptions(1, 512), **options
+        tokenizer, options=DecodingOptions(1, 512, attention_in_fp32=True), **options
     ),
     # prompts two at a time, ended rows noticed late
     "compact-late": lambda tokenizer, **options: CompactEngine(

@@ -55,12 +55,37 @@ def test_under_autocast_the_same_shapes_draw_the_same_tokens(word_tokenizer: Any
     how = Sampling(24, min_new_tokens=24)
     with torch.autocast("cpu", torch.bfloat16):
         expected = drawn("generate", model, word_tokenizer, prompts, how)
-        assert drawn("compact", model, word_tokenizer, prompts, how) == expected
+        assert drawn("compact-late", model, word_tokenizer, prompts, how) == expected
     cache = PreallocatedCache(1, 4)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         model(torch.tensor([[5, 6]]), past_key_values=cache, use_cache=True)
     assert {part.dtype for layer in cache.layers for part in layer.storage or ()} == {torch.bfloat16}
     assert cache.get_seq_length() == 2
+
+
+@pytest.mark.parametrize("kind", ["compact", "compact-late"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
+def test_single_tokens_attend_in_the_precision_that_is_asked_for(
+    word_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    """ "compact" asks for fp32; a model with attention of its own (bloom) keeps it."""
+    fused, seen = torch.nn.functional.scaled_dot_product_attention, set()
+
+    def watched(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if query.shape[2] < key.shape[2]:  # not the prompts
+            seen.add((query.dtype, torch.is_autocast_enabled("cpu")))
+        return fused(query, key, *args, **kwargs)
+
+    model = decoder(name)
+    before = model.config._attn_implementation
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn(kind, model, word_tokenizer, PROMPTS[:3], Sampling(4, min_new_tokens=4))
+    if kind == "compact" and name != "bloom":
+        assert seen == {(torch.float32, False)}
+    else:
+        assert (torch.float32, False) not in seen
+    assert model.config._attn_implementation == before
 
 
 def test_an_ended_row_costs_nothing_more(word_tokenizer: Any) -> None:
