@@ -12,7 +12,7 @@ TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false H
 EXTENSIONS = TORCH_EXTENSIONS_DIR=$(CURDIR)/build/torch_extensions/$(1)
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
-.PHONY: help system demo bench test test-web test-cuda test-hpu test-emulator acceptance lint format env clean
+.PHONY: help system demo bench bench-growth test test-web test-cuda test-hpu test-emulator acceptance lint format env clean
 help:
 	@echo "make demo      base model to aligned model on the embedded example (about 5 minutes on two CPU cores)"
 	@echo "make test      the whole test-suite, on both stacks"
@@ -23,6 +23,7 @@ help:
 	@echo "make lint      formatting, lint and types"
 	@echo "make system    programs of the system that the tests start: mpirun, ip, pdsh (Debian and Ubuntu, as root)"
 	@echo "make bench     speed against TRL, both sides run here (about 15 minutes; results in benchmarks/results)"
+	@echo "make bench-growth  how the cost of PPO and SFT grows with model, batch, length and processes (about 10 minutes)"
 	@echo "make env       the environment of the CUDA/CPU stack alone: $(CUDA)"
 
 # Only what is missing is installed, and only by root; others are told what to ask for.
@@ -42,6 +43,8 @@ demo: $(CUDA)/.ready
 # with the packages of its time.
 bench: $(CUDA)/.ready build/peers/trl-1.12/.ready build/peers/classic/.ready
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CUDA)/bin/python benchmarks/speed $(BENCH_FLAGS)
+bench-growth: $(CUDA)/.ready build/peers/trl-1.12/.ready
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(CUDA)/bin/python benchmarks/speed --growth $(BENCH_FLAGS)
 build/peers/trl-1.12/.ready: $(CUDA)/.ready
 	rm -rf $(@D)
 	$(CUDA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) trl==1.12.0

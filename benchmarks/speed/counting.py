@@ -78,7 +78,7 @@ def counted(collate: Callable[[Any], dict[str, Any]], turns: Turns) -> Callable[
     return counting
 
 
-def digest(rows: Sequence[Sequence[int]]) -> str:
-    """A short name of these sequences of ids, whatever their order."""
-    text = "\n".join(sorted(" ".join(map(str, row)) for row in rows))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def digest(rows: Sequence[Sequence[int]]) -> int:
+    """A short name of these sequences of ids, whatever their order; that of two lists together is the sum modulo 2**64."""
+    names = (hashlib.sha256(" ".join(map(str, row)).encode()).digest()[:8] for row in rows)
+    return sum(int.from_bytes(name, "big") for name in names) % 2**64

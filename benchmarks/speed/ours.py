@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import datasets
 import torch
 from counting import EpochCallback, StepCounter, StepLosses, TurnCallback, counted, digest
+from team import Team
 from turns import Turns
 from workload import Size, lengthened, order_of_updates, read_materials
 
@@ -34,12 +36,21 @@ CONSTANT = ["--lr_scheduler_type", "constant", "--max_grad_norm", "0"]
 
 
 def main() -> None:
-    """Make the trainer that the job describes, and let it take turns."""
+    """For each of the job's materials make the trainer that it describes, and let it take turns."""
     job = json.loads(sys.argv[1])
     torch.set_num_threads(1)
-    turns = Turns()
-    size, data = read_materials(Path(job["materials"]))
-    {"ppo": ppo, "sft": sft, "reward": reward}[job["stage"]](job, size, data, turns)
+    turns = Turns(Team.of_environment())
+    stage = {"ppo": ppo, "sft": sft, "reward": reward}[job["stage"]]
+    for materials in job["materials"]:
+        size, data = read_materials(Path(materials))
+        # transformers 4 leaves the precision of the trainer before in it, and takes it for what is asked of the next
+        os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+        stage({**job, "materials": materials}, size, data, turns)
+
+
+def share(rows: int) -> str:
+    """This process's part of so many rows, for a flag that counts those of each process."""
+    return str(rows // int(os.environ.get("WORLD_SIZE", "1")))
 
 
 # PPO
@@ -67,7 +78,7 @@ def checked_ppo(job: dict[str, Any], size: Size, data: dict[str, Any], full: boo
     if full:
         rows = lengthened(rows, size)
     flags = [*job["flags"], "--lam", "1", "--learning_rate", "1e-3", "--bf16", "False"]
-    flags += ["--batch_size", str(len(rows)), "--mini_batch_size", str(len(rows)), "--ppo_epochs", "3"]
+    flags += ["--batch_size", share(len(rows)), "--mini_batch_size", share(len(rows)), "--ppo_epochs", "3"]
     trainer = ppo_trainer(job, size, rows, flags)
     trainer.train()
     logged = next(line for line in trainer.state.log_history if "policy/loss" in line)
@@ -84,9 +95,10 @@ def ppo_trainer(job: dict[str, Any], size: Size, rows: list[dict[str, Any]], fla
     argv = [*COMMON, *CONSTANT, "--model_name", str(materials / "policy")]
     argv += ["--reward_model_name", str(materials / "reward"), "--output_dir", str(materials / "out")]
     argv += ["--output_max_length", str(size.answer), "--gradient_accumulation_steps", "1"]
-    argv += ["--batch_size", str(size.batch), "--mini_batch_size", str(size.minibatch)]
+    argv += ["--batch_size", share(size.batch), "--mini_batch_size", share(size.minibatch)]
     argv += ["--ppo_epochs", str(size.epochs), "--learning_rate", "1e-9", "--adap_kl_ctrl", "False"]
-    argv += ["--init_kl_coef", "0.05", "--steps", str(len(rows)), *flags]
+    argv += ["--init_kl_coef", "0.05", "--steps", str(len(rows))]
+    argv += [flag.format(materials=materials) for flag in flags]
     run = parse_ppo(argv)
     ready = Preparation.of(run, argv)
     ready.count_updates()
@@ -155,7 +167,7 @@ def count_phases(trainer: Any, turns: Turns) -> None:
 
 
 # SFT and reward model
-def sft(job: dict[str, Any], _size: Size, data: dict[str, Any], turns: Turns) -> None:
+def sft(job: dict[str, Any], size: Size, data: dict[str, Any], turns: Turns) -> None:
     """An epoch a turn."""
     from rlhf_hw.arguments.sft import parse_sft
     from rlhf_hw.cli.session import Session
@@ -166,7 +178,7 @@ def sft(job: dict[str, Any], _size: Size, data: dict[str, Any], turns: Turns) ->
     from rlhf_hw.trainers.sft import SFTMixin
 
     def made(rows: list[dict[str, Any]], flags: list[str], collate: Any = lambda collator: collator) -> Any:
-        argv = flags_of(job, "policy", flags)
+        argv = flags_of(job, size, "policy", flags)
         run = parse_sft(argv)
         session = Session.open("sft", run, argv)
         train = datasets.Dataset.from_list(rows)
@@ -187,7 +199,7 @@ def sft(job: dict[str, Any], _size: Size, data: dict[str, Any], turns: Turns) ->
     take_turns(job, made, data["examples"], turns)
 
 
-def reward(job: dict[str, Any], _size: Size, data: dict[str, Any], turns: Turns) -> None:
+def reward(job: dict[str, Any], size: Size, data: dict[str, Any], turns: Turns) -> None:
     """An epoch a turn."""
     from rlhf_hw.arguments.reward import parse_reward
     from rlhf_hw.cli.session import Session
@@ -198,7 +210,7 @@ def reward(job: dict[str, Any], _size: Size, data: dict[str, Any], turns: Turns)
     from rlhf_hw.trainers.reward import RewardMixin
 
     def made(rows: list[dict[str, Any]], flags: list[str], collate: Any = lambda collator: collator) -> Any:
-        argv = flags_of(job, "reward", flags)
+        argv = flags_of(job, size, "reward", flags)
         run = parse_reward(argv)
         session = Session.open("reward", run, argv)
         ids = [{f"{side}_input_ids": row[side] for side in ("chosen", "rejected")} for row in rows]
@@ -217,11 +229,12 @@ def reward(job: dict[str, Any], _size: Size, data: dict[str, Any], turns: Turns)
     take_turns(job, made, data["pairs"], turns)
 
 
-def flags_of(job: dict[str, Any], model: str, flags: list[str]) -> list[str]:
+def flags_of(job: dict[str, Any], size: Size, model: str, flags: list[str]) -> list[str]:
     materials = Path(job["materials"])
     paths = ["--model_name_or_path", str(materials / model), "--output_dir", str(materials / "out")]
     data = ["--train_file", str(materials / "data.json")]  # a flag that must be there; the rows are given
-    return [*COMMON, *CONSTANT, *paths, *data, "--save_strategy", "no", *job["flags"], *flags]
+    batch = ["--per_device_train_batch_size", share(size.example_batch)] if size.example_batch else []
+    return [*COMMON, *CONSTANT, *paths, *data, *batch, "--save_strategy", "no", *job["flags"], *flags]
 
 
 def take_turns(job: dict[str, Any], made: Any, rows: list[dict[str, Any]], turns: Turns) -> None:
@@ -229,7 +242,7 @@ def take_turns(job: dict[str, Any], made: Any, rows: list[dict[str, Any]], turns
     few = rows[: job["check_batch"]]
     whole = [
         "--per_device_train_batch_size",
-        str(len(few)),
+        share(len(few)),
         "--num_train_epochs",
         "3",
         "--logging_steps",

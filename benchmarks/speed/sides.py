@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +14,8 @@ from typing import IO, Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PEERS = ROOT / "build" / "peers"
+#: what would change what a side imports, or the precision it is told
+LEFT_OUT = ("PYTHONPATH", "PYTHONHOME", "ACCELERATE_MIXED_PRECISION")
 PLAIN = {"bf16": False, "gradient_checkpointing": False}
 
 
@@ -30,9 +33,9 @@ class Side:
     bf16: bool = False
 
 
-def sides(materials: Path) -> dict[str, Side]:
+def sides() -> dict[str, Side]:
     """All sides by name."""
-    separate = ["--value_model", "separate", "--critic_model_name", str(materials / "reward")]
+    separate = ["--value_model", "separate", "--critic_model_name", "{materials}/reward"]
     fp32, bf16 = ["--bf16", "False"], ["--bf16", "True"]
     packed = ["--packing", "True", "--max_seq_length", "512", "--per_device_train_batch_size", "4"]
     found = [
@@ -58,7 +61,7 @@ def sides(materials: Path) -> dict[str, Side]:
         Side("TRL SFT defaults", "trl_trainers.py", {"stage": "sft", "settings": {}}),
         Side("SFT fp32", "ours.py", {"stage": "sft", "flags": fp32}),
         Side("SFT packed fp32", "ours.py", {"stage": "sft", "flags": fp32 + packed}),
-        Side("SFT defaults", "ours.py", {"stage": "sft", "flags": []}),
+        Side("SFT defaults", "ours.py", {"stage": "sft", "flags": []}, bf16=True),
         Side("TRL RM fp32", "trl_trainers.py", {"stage": "reward", "settings": PLAIN}),
         Side("TRL RM defaults", "trl_trainers.py", {"stage": "reward", "settings": {}}),
         Side("RM fp32", "ours.py", {"stage": "reward", "flags": fp32}),
@@ -67,20 +70,45 @@ def sides(materials: Path) -> dict[str, Side]:
     return {side.name: side for side in found}
 
 
-class Running:
-    """A side in its process, waiting for turns. What it prints goes to a log file."""
+def torchrun(processes: int) -> list[str]:
+    """What stands between `python` and a program that so many processes of this machine are to run."""
+    if processes == 1:
+        return []
+    # Without --local_addr the workers would look up the host name, which many containers cannot resolve.
+    several = ["--standalone", "--local_addr=127.0.0.1", f"--nproc_per_node={processes}"]
+    return ["-m", "torch.distributed.run", *several]
 
-    def __init__(self, side: Side, materials: Path, turns: int, log: Path) -> None:
+
+class Running:
+    """A side in its process (or `processes`, started by torchrun), waiting for turns. What it prints goes to a log file.
+
+    Of each of the `materials` in turn it says what the losses of `check_batch` rows were, and can then be asked for
+    `turns` turns; the next `turn` is the next materials' losses.
+    """
+
+    def __init__(
+        self,
+        side: Side,
+        materials: Sequence[Path],
+        turns: int,
+        log: Path,
+        *,
+        processes: int = 1,
+        check_batch: int = 8,
+    ) -> None:
         self.side = side
         self.log = log
-        job = {"materials": str(materials), "turns": turns, "check_batch": 8, **side.job}
-        environment = {
-            name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")
+        job = {
+            "materials": [str(directory) for directory in materials],
+            "turns": turns,
+            "check_batch": check_batch,
+            **side.job,
         }
+        environment = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
         environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         if side.path is not None:
             environment["PYTHONPATH"] = str(side.path)
-        command = [str(side.python), str(HERE / side.program), json.dumps(job)]
+        command = [str(side.python), *torchrun(processes), str(HERE / side.program), json.dumps(job)]
         with log.open("w") as errors:
             self.process = subprocess.Popen(
                 command,
@@ -90,7 +118,11 @@ class Running:
                 text=True,
                 env=environment,
             )
-        #: what it said when it was ready
+        #: what it said when it was ready for the first materials
+        self.ready: dict[str, Any] = {}
+
+    def wait_until_ready(self) -> None:
+        """It has started, and checked its losses. Several sides may start at once: nothing of this is measured."""
         self.ready = self._answer()
 
     def turn(self) -> dict[str, Any]:
@@ -100,9 +132,14 @@ class Running:
         return self._answer()
 
     def stop(self) -> None:
+        """End its process: at once where it waits for a turn, and soon where it is in one."""
         if self.process.poll() is None:
             self._pipe(self.process.stdin).close()
-            self.process.wait()
+            try:
+                self.process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self.process.terminate()
+                self.process.wait()
 
     def _answer(self) -> dict[str, Any]:
         line = self._pipe(self.process.stdout).readline()

@@ -26,7 +26,7 @@ def main() -> None:
     torch.set_num_threads(1)
     turns = Turns()
     turns.facts["version"] = trl.__version__
-    materials = Path(job["materials"])
+    (materials,) = map(Path, job["materials"])
     size, data = read_materials(materials)
     turns.facts["check"] = [
         checked(materials, size, data, job["check_batch"], full) for full in (False, True)

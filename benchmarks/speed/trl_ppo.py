@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +25,25 @@ from workload import PAD, Size, lengthened, order_of_updates, read_materials
 
 
 def main() -> None:
-    """Check the losses, then take turns."""
+    """For each of the job's materials check the losses, then take turns."""
     job = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     turns = Turns()
     turns.facts["version"] = trl.__version__
-    materials = Path(job["materials"])
-    size, data = read_materials(materials)
-    turns.facts["check"] = [
-        checked(materials, size, data, job["check_batch"], full) for full in (False, True)
-    ]
-    updates = order_of_updates(size, job["turns"])
-    rows = [[data["prompts"][i] for i in update] for update in updates]
-    trainer = make_trainer(
-        materials, size, rows, [TurnCallback(turns, ["loss/policy_avg", "loss/value_avg"])]
-    )
-    count_steps(trainer.optimizer, turns)
-    count_phases(trainer, turns, [row for update in rows for row in update])
-    turns.next()
-    trainer.train()
+    for materials in map(Path, job["materials"]):
+        size, data = read_materials(materials)
+        turns.facts["check"] = [
+            checked(materials, size, data, job["check_batch"], full) for full in (False, True)
+        ]
+        updates = order_of_updates(size, job["turns"])
+        rows = [[data["prompts"][i] for i in update] for update in updates]
+        trainer = make_trainer(
+            materials, size, rows, [TurnCallback(turns, ["loss/policy_avg", "loss/value_avg"])]
+        )
+        count_steps(trainer.optimizer, turns)
+        with counted_phases(trainer, turns, [row for update in rows for row in update]):
+            turns.next()
+            trainer.train()
 
 
 def make_trainer(
@@ -125,8 +127,9 @@ def plan_answers(trainer: PPOTrainer, rows: list[dict[str, Any]]) -> None:
     trainer.policy_model.generate = planned_generate
 
 
-def count_phases(trainer: PPOTrainer, turns: Turns, rows: list[dict[str, Any]]) -> None:
-    """Note each update's tokens, and when its phases begin."""
+@contextmanager
+def counted_phases(trainer: PPOTrainer, turns: Turns, rows: list[dict[str, Any]]) -> Iterator[None]:
+    """Inside, each update's tokens are noted, and when its phases begin."""
     phases = Phases(turns)
     roll_out, permute, log = ppo_trainer.batch_generation, np.random.permutation, trainer.log
     prompts = {tuple(row["prompt"]) for row in rows}
@@ -152,6 +155,10 @@ def count_phases(trainer: PPOTrainer, turns: Turns, rows: list[dict[str, Any]]) 
         log(*args, **kwargs)
 
     ppo_trainer.batch_generation, np.random.permutation, trainer.log = batch_generation, permutation, ended
+    try:
+        yield
+    finally:
+        ppo_trainer.batch_generation, np.random.permutation = roll_out, permute
 
 
 def checked(materials: Path, size: Size, data: dict[str, Any], batch: int, full: bool) -> list[float]:

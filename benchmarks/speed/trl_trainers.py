@@ -22,6 +22,7 @@ def main() -> None:
     torch.set_num_threads(1)
     turns = Turns()
     turns.facts["version"] = trl.__version__
+    (job["materials"],) = job["materials"]
     _, data = read_materials(Path(job["materials"]))
     make = {"sft": sft_trainer, "reward": reward_trainer}[job["stage"]]
     rows = data[{"sft": "examples", "reward": "pairs"}[job["stage"]]]

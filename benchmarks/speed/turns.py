@@ -2,6 +2,8 @@
 
 A side does one turn of work (an update of PPO, an epoch of SFT) each time it is asked, and nothing in between: so the
 sides can take turns on a machine whose speed changes from minute to minute.
+
+A side of several processes speaks through its first one: see team.py.
 """
 
 from __future__ import annotations
@@ -10,16 +12,42 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 
-class Turns:
-    """This side's end of the conversation. Whatever else is printed goes to stderr."""
+class Clock:
+    """What time is spent on, from the making of it: seconds.
+
+    cpu: of all threads. wall. delayed: the main thread could have run and no core was free. waiting: it had nothing to
+    do, because another process, the network or the disk was awaited; None of it where the system does not tell.
+    """
 
     def __init__(self) -> None:
+        self._start = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float, float, float]:
+        schedule = Path("/proc/thread-self/schedstat")
+        delayed = int(schedule.read_text().split()[1]) / 1e9 if schedule.exists() else 0.0
+        return time.process_time(), time.perf_counter(), time.thread_time(), delayed
+
+    def read(self) -> dict[str, float]:
+        cpu, wall, main, delayed = (now - then for now, then in zip(self._now(), self._start, strict=True))
+        return {"cpu": cpu, "wall": wall, "delayed": delayed, "waiting": max(0.0, wall - main - delayed)}
+
+
+class Turns:
+    """This side's end of the conversation. Whatever else is printed goes to stderr.
+
+    `team`: the processes that are this side together; None: it is this one.
+    """
+
+    def __init__(self, team: Any = None) -> None:
         self._answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
-        self._started: tuple[float, float] | None = None
+        self._team = team
+        self._clock: Clock | None = None
         #: what this turn did, for the other side to be compared with; anything that JSON holds
         self.facts: dict[str, Any] = {}
 
@@ -28,15 +56,23 @@ class Turns:
 
         Ends the process when no more are wanted.
         """
-        if self._started is not None:
-            cpu, wall = self._started
-            self.facts |= {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-        self._answers.write(json.dumps(self.facts) + "\n")
-        self._answers.flush()
+        if self._clock is not None:
+            self.facts |= self._clock.read()
+        if self._team is None:
+            word = self._say(self.facts)
+        else:
+            together = self._team.together(self.facts)
+            word = self._team.told(self._say(together) if self._team.speaks else "")
         self.facts = {}
-        if sys.stdin.readline().strip() != "go":
+        if word != "go":
             os._exit(0)  # from within a trainer's loop: nothing is to be saved, and nothing to be said
-        self._started = time.process_time(), time.perf_counter()
+        self._clock = Clock()
+
+    def _say(self, facts: dict[str, Any]) -> str:
+        """Report; returns what is asked for next."""
+        self._answers.write(json.dumps(facts) + "\n")
+        self._answers.flush()
+        return sys.stdin.readline().strip()
 
     def add(self, name: str, amount: float) -> None:
         """Add to a number among the facts."""

@@ -10,19 +10,23 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 PAD, BOS, EOS, FIRST_WORD = 0, 1, 2, 3
-#: answers end with this probability at each token
-END = 1 / 40
 CONTEXT = 1024
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large the model and an update of PPO are."""
+    """How large the model, an update of PPO and an epoch of the other stages are.
+
+    Raises:
+        ValueError: a number that no model or batch can have; names the field.
+    """
 
     hidden: int = 256
     layers: int = 4
@@ -36,11 +40,40 @@ class Size:
     answer: int = 64  #: longest answer
     examples: int = 96  #: of supervised fine-tuning, and pairs of the reward model
     longest_example: int = 512
+    example_batch: int = 0  #: examples an optimizer step; 0: what each trainer takes by default
+    even: int = 0  #: 1: lengths are the even quantiles of their distribution in place of draws from it
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            least = 0 if field.name in ("example_batch", "even", "seed") else 1
+            if getattr(self, field.name) < least:
+                raise ValueError(f"{field.name}={getattr(self, field.name)}: must be at least {least}")
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden={self.hidden}: must be a multiple of 2 and, from 128 on, of 64")
+        if self.batch % self.minibatch:
+            raise ValueError(f"minibatch={self.minibatch}: must divide batch={self.batch}")
+        if self.vocabulary <= FIRST_WORD:
+            raise ValueError(
+                f"vocabulary={self.vocabulary}: must be more than {FIRST_WORD}, the special tokens"
+            )
+        if self.shortest_prompt > self.longest_prompt:
+            raise ValueError(
+                f"shortest_prompt={self.shortest_prompt}: is more than longest_prompt={self.longest_prompt}"
+            )
 
     @property
     def heads(self) -> int:
         return max(1, self.hidden // 64)
+
+    @property
+    def end(self) -> float:
+        """Answers end with this probability at each token: 1/40 where they may have 64."""
+        return 1 / (self.answer * 40 / 64)
+
+    @property
+    def context(self) -> int:
+        return max(CONTEXT, self.longest_example, self.longest_prompt + self.answer)
 
     @property
     def trunk_parameters(self) -> int:
@@ -52,19 +85,57 @@ class Size:
     def head_parameters(self) -> int:
         return self.hidden * self.vocabulary
 
+    @property
+    def parameters(self) -> int:
+        """All weights of the policy, but those of its norms."""
+        return self.trunk_parameters + 2 * self.head_parameters
+
+
+def changed(size: Size, words: Sequence[str]) -> Size:
+    """`size` with what words such as `hidden=128` say.
+
+    Raises:
+        ValueError: a word that is none; says which, and what can be said.
+    """
+    numbers = {}
+    for word in words:
+        name, _, number = word.partition("=")
+        known = [field.name for field in fields(Size)]
+        if name not in known or not number.isdecimal():
+            raise ValueError(f"{word}: must be NAME=NUMBER, with a name of {', '.join(known)}")
+        numbers[name] = int(number)
+    return replace(size, **numbers)
+
 
 def words(size: Size, count: int, source: random.Random) -> list[int]:
     """Ids of `count` words, none of them special."""
     return [source.randrange(FIRST_WORD, size.vocabulary) for _ in range(count)]
 
 
+def draws(size: Size, count: int, source: random.Random) -> Iterator[float]:
+    """`count` numbers between 0 and 1: drawn as they are asked for, or (`even`) the middles of equal parts, shuffled."""
+    if not size.even:
+        return (source.random() for _ in range(count))
+    middles = [(number + 0.5) / count for number in range(count)]
+    source.shuffle(middles)
+    return iter(middles)
+
+
 def prompts_with_answers(size: Size) -> list[dict[str, list[int]]]:
     """Prompts of uniform length, each with its answer of geometric length; an answer shorter than the limit ends in EOS."""
     source = random.Random(size.seed)
+    shortest, longest = size.shortest_prompt, size.longest_prompt
+    even = list(draws(size, size.prompts, source)) if size.even else []
+    ends = draws(size, size.prompts, source)  # where they are not even, drawn in turn with the words
     rows = []
-    for _ in range(size.prompts):
-        prompt = words(size, source.randint(size.shortest_prompt, size.longest_prompt), source)
-        length = 1 + int(math.log(1 - source.random()) / math.log(1 - END))
+    for row in range(size.prompts):
+        long = (
+            shortest + int(even[row] * (longest - shortest + 1))
+            if even
+            else source.randint(shortest, longest)
+        )
+        prompt = words(size, long, source)
+        length = 1 + int(math.log(1 - next(ends)) / math.log(1 - size.end))
         answer = words(size, min(length, size.answer) - 1, source)
         rows.append({"prompt": prompt, "answer": [*answer, EOS if length <= size.answer else FIRST_WORD]})
     return rows
@@ -79,17 +150,24 @@ def lengthened(rows: list[dict[str, list[int]]], size: Size) -> list[dict[str, l
     ]
 
 
-def example_length(size: Size, source: random.Random) -> int:
+def example_length(size: Size, source: random.Random, even: float | None = None) -> int:
     """Log-normal: in batches of eight, padded to the longest, about a third of the places is filled."""
-    return max(16, min(size.longest_example, int(source.lognormvariate(math.log(70), 1.1))))
+    middle, spread = math.log(size.longest_example * 70 / 512), 1.1
+    drawn = (
+        source.lognormvariate(middle, spread)
+        if even is None
+        else math.exp(NormalDist(middle, spread).inv_cdf(even))
+    )
+    return max(16, min(size.longest_example, int(drawn)))
 
 
 def examples(size: Size) -> list[dict[str, list[int]]]:
     """Supervised examples: the last two thirds of each are learnt."""
     source = random.Random(size.seed + 1)
+    even: list[Any] = list(draws(size, size.examples, source)) if size.even else [None] * size.examples
     rows = []
-    for _ in range(size.examples):
-        ids = [*words(size, example_length(size, source) - 1, source), EOS]
+    for quantile in even:
+        ids = [*words(size, example_length(size, source, quantile) - 1, source), EOS]
         learnt = [int(place >= len(ids) // 3) for place in range(len(ids))]
         rows.append({"input_ids": ids, "loss_mask": learnt})
     return rows
@@ -127,7 +205,7 @@ def make_materials(directory: Path, size: Size) -> None:
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
-        model_max_length=CONTEXT,
+        model_max_length=size.context,
         padding_side="left",
     )
     config = LlamaConfig(
@@ -137,7 +215,7 @@ def make_materials(directory: Path, size: Size) -> None:
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         num_key_value_heads=size.heads,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=size.context,
         tie_word_embeddings=False,
         pad_token_id=PAD,
         bos_token_id=BOS,

@@ -24,12 +24,12 @@ def test_answers_are_of_geometric_length_and_end_in_eos_unless_cut() -> None:
         assert workload.PAD not in row["prompt"] + row["answer"]
         assert len(row["answer"]) == size.answer or row["answer"][-1] == workload.EOS
     mean = sum(len(row["answer"]) for row in rows) / len(rows)
-    expected = (1 - (1 - workload.END) ** size.answer) / workload.END
+    expected = (1 - (1 - size.end) ** size.answer) / size.end
     assert mean == pytest.approx(expected, rel=0.1)
 
 
 def test_every_prompt_is_answered_once_before_any_is_twice() -> None:
-    size = workload.Size(prompts=8, batch=4)
+    size = workload.Size(prompts=8, batch=4, minibatch=4)
     updates = workload.order_of_updates(size, 4)
     assert sorted(updates[0] + updates[1]) == sorted(updates[2] + updates[3]) == list(range(8))
 
