@@ -12,13 +12,14 @@ TEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false H
 EXTENSIONS = TORCH_EXTENSIONS_DIR=$(CURDIR)/build/torch_extensions/$(1)
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
-.PHONY: help system demo bench bench-growth test test-web test-cuda test-hpu test-emulator acceptance lint format env clean
+.PHONY: help system demo bench bench-growth test test-web test-quantized test-cuda test-hpu test-emulator acceptance lint format env clean
 help:
 	@echo "make demo      base model to aligned model on the embedded example (about 5 minutes on two CPU cores)"
 	@echo "make test      the whole test-suite, on both stacks"
 	@echo "make test-cuda make test-hpu    … on one of them"
 	@echo "make test-emulator  the Gaudi emulator's own suite"
 	@echo "make test-web  the chat page in headless Chromium (about a minute)"
+	@echo "make test-quantized  LoRA on 4-bit weights, with bitsandbytes (half a minute)"
 	@echo "make acceptance  the demo, held to its promises (minutes)"
 	@echo "make lint      formatting, lint and types"
 	@echo "make system    programs of the system that the tests start: mpirun, ip, pdsh (Debian and Ubuntu, as root)"
@@ -76,6 +77,14 @@ test-web: $(CUDA)/.ready-dev build/web/.ready
 build/web/.ready: $(CUDA)/.ready requirements-web.txt
 	rm -rf $(@D)
 	$(CUDA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r requirements-web.txt
+	touch $@
+
+# LoRA on 4-bit weights. bitsandbytes goes into a place of its own: where it is installed every command imports it (a second).
+test-quantized: $(CUDA)/.ready-dev build/quantized/.ready
+	PYTHONPATH=build/quantized $(TEST) $(CUDA)/bin/python -m pytest tests/cli/test_quantized.py
+build/quantized/.ready: $(CUDA)/.ready
+	rm -rf $(@D)
+	$(CUDA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) bitsandbytes==0.50.2
 	touch $@
 
 # The demo from end to end, held to what the README promises of it.

@@ -228,8 +228,8 @@ class Backend(ABC):
             BackendError: the device has no quantized kernels, or their library is not installed.
         """
         raise BackendError(
-            f"--qlora, --load_in_{bits}bit: quantized weights need CUDA and bitsandbytes, not the {self.name} "
-            "backend; leave the flag out"
+            f"--qlora, --load_in_{bits}bit: quantized weights need bitsandbytes, which runs on CUDA cards and CPUs and not "
+            f"on the {self.name} backend; leave the flag out"
         )
 
     # Housekeeping

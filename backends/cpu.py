@@ -19,6 +19,7 @@ from backends.base import (
     MemoryStatistics,
     Precision,
 )
+from backends.quantization import INSTALLED, bitsandbytes_config, leave_weights_as_they_were_quantized
 from backends.shapes import DynamicShapes, ShapePolicy
 
 
@@ -36,6 +37,7 @@ class CPUBackend(Backend):
     device_type = "cpu"
     collective_backend = "gloo"
     launchers = ("torchrun", "accelerate")
+    quantizes = INSTALLED  # nobody buys a CPU for it: it is no advice where bitsandbytes is not there
     optimizer_takes_all = False
 
     @classmethod
@@ -82,6 +84,13 @@ class CPUBackend(Backend):
 
     def decoding_options(self, engine: str = "compact") -> DecodingOptions:
         return DecodingOptions(check_every=1, prefill_tokens=512, attention_in_fp32=True)
+
+    def quantization_config(
+        self, bits: int, double_quant: bool, quant_type: str, precision: Precision
+    ) -> Any:
+        config = bitsandbytes_config(bits, double_quant, quant_type, precision)
+        leave_weights_as_they_were_quantized()
+        return config
 
     @property
     def leaves_padding_out(self) -> bool:

@@ -18,6 +18,7 @@ from backends.base import (
     Precision,
     local_rank,
 )
+from backends.quantization import bitsandbytes_config
 from backends.shapes import DynamicShapes, ShapePolicy
 
 #: Compute capability (Ampere) from which a card has bf16 units.
@@ -116,18 +117,7 @@ class CUDABackend(Backend):
     def quantization_config(
         self, bits: int, double_quant: bool, quant_type: str, precision: Precision
     ) -> Any:
-        from transformers import BitsAndBytesConfig
-
-        if not find_spec("bitsandbytes"):
-            raise BackendError(f"--qlora, --load_in_{bits}bit: needs bitsandbytes; pip install bitsandbytes")
-        if bits == 8:
-            return BitsAndBytesConfig(load_in_8bit=True)
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_use_double_quant=double_quant,
-            bnb_4bit_quant_type=quant_type,
-            bnb_4bit_compute_dtype=precision.frozen_dtype,
-        )
+        return bitsandbytes_config(bits, double_quant, quant_type, precision)
 
     def seed_everything(self, seed: int) -> None:
         from transformers import set_seed

@@ -69,7 +69,7 @@ class InferArguments(AskingArguments):
     lora_alpha: float = HfArg(
         default=64, help="Alpha of the LoRA weights in a .bin file; an adapter names its own."
     )
-    load_in_8bit: bool = HfArg(default=False, help="Hold the weights in 8 bits (bitsandbytes; CUDA only).")
+    load_in_8bit: bool = HfArg(default=False, help="Hold the weights in 8 bits (bitsandbytes; CUDA and CPU).")
     bsz: int = HfArg(default=8, aliases=["--batch_size"], help="Instructions answered at a time.")
     model_max_length: int = HfArg(
         default=512,

@@ -98,10 +98,15 @@ class ModelArguments(HubAccess):
         default=None,
         help="Dropout probability of the model that trains. Not said: the model's own. PPO has none in any case.",
     )
-    load_in_4bit: bool = HfArg(default=False, help="Load frozen weights in 4 bits (bitsandbytes; CUDA only).")
-    load_in_8bit: bool = HfArg(default=False, help="Load frozen weights in 8 bits (bitsandbytes; CUDA only).")
+    load_in_4bit: bool = HfArg(
+        default=False, help="Load frozen weights in 4 bits (bitsandbytes; CUDA and CPU)."
+    )
+    load_in_8bit: bool = HfArg(
+        default=False, help="Load frozen weights in 8 bits (bitsandbytes; CUDA and CPU)."
+    )
     qlora: bool = HfArg(
-        default=False, help="LoRA on a base model held in --bits bits (CUDA only); needs --peft lora."
+        default=False,
+        help="LoRA on a base model held in --bits bits (bitsandbytes; CUDA and CPU); needs --peft lora.",
     )
     bits: Literal[4, 8] = HfArg(default=4, help="Bits a weight of the base model, with --qlora.")
     double_quant: bool = HfArg(default=True, help="Quantize the 4-bit quantization constants too.")

@@ -37,9 +37,9 @@ from rlhf_hw.trainers.scoring import RewardModelScorer, Scorer, same_tokenizer
 
 def actor_critic(session: Session, run: PPORun, tokenizer: Any, sharing: Sharing) -> ActorCritic:
     """Policy, value function and reference, as separate or as shared as `sharing` says."""
-    name = run.model.model_name_or_path
-    options = session.load_options("--model_name", trained=True)
     policy, base = load_trained_policy(session, run, tokenizer, sharing)
+    if sharing.continues:
+        session.say(f"policy: goes on from the adapter {sharing.policy.adapters[-1]}")
     critic: RewardModel | None = None
     if "value" in sharing.shared:
         critic = value_on_base(session, run, sharing, of(base))
@@ -48,11 +48,8 @@ def actor_critic(session: Session, run: PPORun, tokenizer: Any, sharing: Sharing
     reference, offloaded = None, run.sharding.offload_reference_model
     reference_adapters: list[str] = []
     if "reference" in sharing.apart:
-        other = run.stage.reference_model_name
-        flag = "--model_name" if other is None else "--reference_model_name"
-        # a copy of a policy that trains whole is held as the policy is, or the first KL would not be zero
-        frozen = options if other is None else session.load_options(flag, trained=False)
-        reference = frozen_on_device(session, load_policy(other or name, frozen), offloaded=offloaded)
+        copied = reference_apart(session, run, tokenizer, sharing)
+        reference = frozen_on_device(session, copied, offloaded=offloaded)
     elif base is not None:
         reference_adapters = [base.add_frozen(folder) for folder in sharing.shared["reference"].adapters]
     roles = ActorCritic(policy, critic, reference, run.stage.temperature, offloaded, base, reference_adapters)
@@ -61,6 +58,19 @@ def actor_critic(session: Session, run: PPORun, tokenizer: Any, sharing: Sharing
             remove_dropout(model)
     session.say("; ".join([reference_line(run, sharing), value_line(run, sharing)]))
     return roles
+
+
+def reference_apart(session: Session, run: PPORun, tokenizer: Any, sharing: Sharing) -> Any:
+    """A reference with weights of its own. A copy of the policy is held as the policy is, or the first KL would not be zero."""
+    other = run.stage.reference_model_name
+    if other is not None:
+        return load_policy(other, session.load_options("--reference_model_name", trained=False))
+    if run.model.quantization_bits() is None:
+        options = session.load_options("--model_name", trained=True)
+        return load_policy(run.model.model_name_or_path, options)
+    # an adapter merged into quantized weights would round them anew
+    with torch.random.fork_rng(devices=[]):
+        return load_trained_policy(session, run, tokenizer, sharing)[0]
 
 
 def load_trained_policy(
@@ -82,7 +92,6 @@ def load_trained_policy(
     base = SharedBase(policy) if run.peft.peft == "lora" else None
     if files is not None:
         of(base).load(POLICY, files.tensors)
-        session.say(f"policy: goes on from the adapter {chain.adapters[-1]}")
     if stays and below:
         of(base).policy_is([*map(of(base).add_frozen, below), POLICY])
         policy.peft_config[POLICY].base_model_name_or_path = below[-1]

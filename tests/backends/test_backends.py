@@ -167,13 +167,15 @@ def test_attention_names_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert card(monkeypatch, "V100", (7, 0)).attention_implementation(HALF).value == "sdpa"
 
 
-def test_quantized_weights_need_a_card_and_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BackendError, match=r"--qlora, --load_in_4bit: .*not the cpu backend"):
-        CPUBackend().quantization_config(4, True, "nf4", HALF)
-    backend = card(monkeypatch, "H200", (9, 0))
-    monkeypatch.setattr("backends.cuda.find_spec", lambda name: None)
-    with pytest.raises(BackendError, match="pip install bitsandbytes"):
-        backend.quantization_config(8, True, "nf4", HALF)
+def test_quantized_weights_need_bitsandbytes_and_what_it_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendError, match=r"--qlora, --load_in_4bit: .*not on the hpu backend"):
+        HPUBackend().quantization_config(4, True, "nf4", HALF)
+    monkeypatch.setattr("backends.quantization.find_spec", lambda name: None)
+    for backend in (card(monkeypatch, "H200", (9, 0)), CPUBackend()):
+        with pytest.raises(
+            BackendError, match="--load_in_8bit: needs bitsandbytes; pip install bitsandbytes"
+        ):
+            backend.quantization_config(8, True, "nf4", HALF)
 
 
 def test_shapes_are_rounded_up_and_never_down() -> None:

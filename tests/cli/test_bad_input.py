@@ -199,11 +199,12 @@ def test_streaming_of_a_hub_set_without_an_end(refused: Callable[..., str], text
     assert "--streaming: needs --max_train_samples" in refused("sft", *flags, *OUT)
 
 
-def test_quantized_weights_without_their_hardware(
-    refused: Callable[..., str], language_model_flags: list[object]
+def test_quantized_weights_without_their_library(
+    refused: Callable[..., str], language_model_flags: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("backends.quantization.find_spec", lambda name: None)
     line = refused("sft", *language_model_flags, *OUT, "--device", "cpu", "--qlora")
-    assert "quantized weights need CUDA" in line
+    assert "--qlora, --load_in_4bit: needs bitsandbytes; pip install bitsandbytes" in line
 
 
 @pytest.mark.parametrize(
