@@ -157,18 +157,29 @@ def test_a_copy_that_is_waited_for_is_found(tmp_path: Path, on_meta: None) -> No
     assert copies.waited_for
 
 
+def packed_rows() -> datasets.Dataset:
+    """Two examples a row."""
+    rows = sft_rows()
+    joined = zip(*(rows[at : at + 4][name] for at in (0, 4) for name in rows.column_names), strict=True)
+    return datasets.Dataset.from_list(
+        [{"input_ids": a + b, "loss_mask": c + d, "seq_lengths": [len(a), len(b)]} for a, c, b, d in joined]
+    )
+
+
+def test_steps_on_packed_rows_wait_for_nothing_either(tmp_path: Path, on_meta: None) -> None:
+    trainer = trainer_of("sft", tmp_path, tiny_model(), rows=packed_rows())
+    trainer.add_callback(StopAfter())
+    with CopiesToTheDevice() as copies, pytest.raises(Reached):
+        trainer.train()
+    assert copies.waited_for == []
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("architecture", ["llama", "opt"])
 def test_knowing_the_places_beforehand_changes_nothing_but_rounding(
     tmp_path: Path, architecture: str, packed: bool
 ) -> None:
-    rows = sft_rows()
-    if packed:
-        joined = zip(*(rows[at : at + 4][name] for at in (0, 4) for name in rows.column_names), strict=True)
-        columns = [
-            {"input_ids": a + b, "loss_mask": c + d, "seq_lengths": [len(a), len(b)]} for a, c, b, d in joined
-        ]
-        rows = datasets.Dataset.from_list(columns)
+    rows = packed_rows() if packed else sft_rows()
     found = []
     for with_places in (False, True):
         model = tiny_model(architecture)
