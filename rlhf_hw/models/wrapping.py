@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+#: (library, class) whose instances hold a model as `module`
+_WRAPPERS = (
+    ("torch.nn.parallel", "DistributedDataParallel"),
+    ("torch.nn.parallel", "DataParallel"),
+    ("torch.distributed.fsdp", "FullyShardedDataParallel"),
+    ("deepspeed", "DeepSpeedEngine"),
+)
+
 
 def unwrap(model: nn.Module) -> Any:
-    """The model inside DistributedDataParallel, DeepSpeed and torch.compile; PEFT stays."""
-    from accelerate.utils import extract_model_from_parallel
+    """The model inside DistributedDataParallel, DeepSpeed, FSDP and torch.compile; PEFT stays.
 
-    return extract_model_from_parallel(model)
+    Asked several times in every step: a library that nobody imported wraps nothing, and is not looked for on the disk (as
+    accelerate's function of this purpose does each time).
+    """
+    known = tuple(getattr(sys.modules[name], kind) for name, kind in _WRAPPERS if name in sys.modules)
+    while True:
+        if "_orig_mod" in model._modules:  # torch.compile's
+            model = cast(nn.Module, model._orig_mod)
+        elif isinstance(model, known):
+            model = model.module
+        else:
+            return model
 
 
 def without_adapters(model: nn.Module) -> Any:
