@@ -27,7 +27,7 @@ from team import OF_EACH
 from workload import Size, make_materials
 
 #: what stays the same along an axis; smaller batches than the comparison's, so that all sizes take minutes
-BASE = Size(batch=16, prompts=16, example_batch=16, even=1)
+BASE = Size(batch=16, prompts=16, longest_example=256, example_batch=16, even=1)
 AXES: dict[str, tuple[int, ...]] = {
     "hidden": (128, 256, 512),
     "batch": (16, 32, 64),
@@ -70,7 +70,7 @@ def plan(words: Sequence[str], base: Size) -> dict[str, tuple[int, ...]]:
 def at(base: Size, axis: str, value: int) -> Size:
     """The size at `value` of an axis; processes do the work of the base.
 
-    `batch`: answers an update, and examples a step. `length`: of the longest answer; examples are 8 times as long.
+    `batch`: answers an update, and examples a step. `length`: of the longest answer; examples are 4 times as long.
     """
     base = replace(base, prompts=base.batch)
     if axis == "hidden":
@@ -78,7 +78,7 @@ def at(base: Size, axis: str, value: int) -> Size:
     if axis == "batch":
         return replace(base, batch=value, prompts=value, example_batch=value)
     if axis == "length":
-        return replace(base, answer=value, longest_example=8 * value)
+        return replace(base, answer=value, longest_example=4 * value)
     return base
 
 

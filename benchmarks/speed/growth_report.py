@@ -200,6 +200,7 @@ def draw(points: Sequence[Point], file: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     fitted = {(e["stage"], e["axis"], e["side"]): e for e in exponents(points)}
     panels = list(dict.fromkeys((stage, axis) for stage, axis, _ in fitted))
@@ -214,9 +215,20 @@ def draw(points: Sequence[Point], file: Path) -> None:
             line = line_of(points, stage, side, axis)
             label = f"{side}: exponent {fitted[stage, axis, side]['cost']:.2f}"
             panel.plot([p["size"][fact] for p in line], [p["cpu"] for p in line], marker="o", label=label)
+        drawn = [p for p in points if p["stage"] == stage and axis in p["along"]]
+        at = sorted({p["size"][fact] for p in drawn})
         panel.set(xscale="log", yscale="log", xlabel=name, ylabel="CPU s", title=STAGES[stage])
-        panel.set_ylim(bottom=panel.get_ylim()[0] * 0.6)
-        panel.grid(True, which="both", alpha=0.3)
+        panel.xaxis.set_major_locator(FixedLocator(at))
+        panel.xaxis.set_major_formatter(
+            FuncFormatter(lambda x, _: f"{x / 1e6:.1f}M" if x > 1e5 else f"{x:.0f}")
+        )
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        panel.yaxis.set_minor_locator(NullLocator())
+        # from half the least to four times the most, so that flat lines look flat and the legend hides none
+        panel.set_ylim(min(p["cpu"] for p in drawn) / 2, max(p["cpu"] for p in drawn) * 4)
+        panel.grid(True, alpha=0.3)
         panel.legend(fontsize=8, loc="upper left")
     for panel in list(axes.flat)[len(panels) :]:
         panel.set_visible(False)

@@ -79,7 +79,7 @@ def described(run: dict[str, Any]) -> str:
     sizes = ", ".join(f"{name}={value}" for name, value in run["size"].items())
     return (
         f"{run['date']} {run['started']}, {run['machine']}, load {loads} (1 is this program); {versions}{commit}; "
-        f"{run['turns']} counted turns{f'; not the standard size: {sizes}' if sizes else ''}."
+        f"counted turns: {run['turns']}{f'; not the standard size: {sizes}' if sizes else ''}."
     )
 
 

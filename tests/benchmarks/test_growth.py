@@ -130,7 +130,7 @@ def found_point(side: str, weights: int, cpu: float, along: list[str]) -> dict[s
     }
 
 
-def test_exponents_are_of_the_points_of_an_axis_alone() -> None:
+def test_exponents_are_of_the_points_of_an_axis_alone(tmp_path: Path) -> None:
     points = [
         found_point("ours", 10**6, 1.0, ["hidden", "batch"]),
         found_point("ours", 4 * 10**6, 2.0, ["hidden"]),
@@ -158,6 +158,8 @@ def test_exponents_are_of_the_points_of_an_axis_alone() -> None:
     )
     assert "- x: differs" in text
     assert "2026-01-02 03:04:05 UTC, M, 2 cores, load 1.0" in text
+    growth_report.draw(points, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
 SMALL = ["hidden=32", "layers=1", "vocabulary=64", "batch=4", "minibatch=2", "epochs=1", "answer=8"]
