@@ -7,7 +7,7 @@ else work out, and two thirds of a batch of ragged examples. Packed rows are the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -24,6 +24,9 @@ ATTENTION = "rlhf_hw_rows"
 FAMILIES = frozenset({"llama", "qwen2", "qwen3", "mistral", "gpt2", "opt"})
 #: adapters that change weights and no tokens
 ADAPTERS = frozenset({"LORA"})
+
+#: where modules keep the function that works activations out again: transformers' and FSDP's
+_CHECKPOINTS = ("_gradient_checkpointing_func", "checkpoint_fn")
 
 _lengths: ContextVar[Sequence[int]] = ContextVar("lengths of the rows that are put end to end")
 _unpadded: WeakSet[nn.Module] = WeakSet()
@@ -65,11 +68,8 @@ def attends_by_interface(inner: Any) -> bool:
 
 
 def leaves_padding_out(model: nn.Module) -> bool:
-    """Whether `model` runs on real tokens alone now. Not where activations are worked out again in the backward pass:
-    what tells the rows apart is gone by then."""
-    decoder = trunk(model)
-    recomputes = decoder.training and getattr(decoder, "is_gradient_checkpointing", False)
-    return decoder in _unpadded and not recomputes
+    """Whether `model` runs on real tokens alone."""
+    return trunk(model) in _unpadded
 
 
 def real_tokens(input_ids: torch.Tensor, mask: torch.Tensor) -> RealTokens:
@@ -88,8 +88,47 @@ def real_tokens(input_ids: torch.Tensor, mask: torch.Tensor) -> RealTokens:
 
 @contextmanager
 def rows_apart(model: nn.Module, lengths: Sequence[int]) -> Iterator[None]:
-    """Inside, `model` takes a batch [1, N] for sequences of these `lengths`, end to end."""
+    """Inside, `model` takes a batch [1, N] for sequences of these `lengths`, end to end.
+
+    So it does where activations of a pass in here are worked out again, later, in the backward pass.
+    """
     config = without_adapters(unwrap(model)).config
+    decoder = trunk(model)
+    if decoder.training:
+        _remember_rows(decoder, config)
+    with _by_rows(config, lengths):
+        yield
+
+
+def _remember_rows(decoder: nn.Module, config: Any) -> None:
+    """Let every layer of `decoder` that works its activations out again do so with the rows of the pass they are of."""
+    for module in decoder.modules():
+        for name in _CHECKPOINTS:
+            plain = vars(module).get(name)
+            if plain is not None and not isinstance(plain, _InItsRows):
+                setattr(module, name, _InItsRows(plain, config))
+
+
+class _InItsRows:
+    """A function like `torch.utils.checkpoint.checkpoint`, whose passes are all run with the rows of the first."""
+
+    def __init__(self, checkpoint: Callable[..., Any], config: Any) -> None:
+        self.checkpoint, self.config = checkpoint, config
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        lengths = _lengths.get(None)
+        if lengths is None:
+            return self.checkpoint(function, *args, **kwargs)
+
+        def in_rows(*inputs: Any, **options: Any) -> Any:
+            with _by_rows(self.config, lengths):
+                return function(*inputs, **options)
+
+        return self.checkpoint(in_rows, *args, **kwargs)
+
+
+@contextmanager
+def _by_rows(config: Any, lengths: Sequence[int]) -> Iterator[None]:
     before, token = config._attn_implementation, _lengths.set(lengths)
     config._attn_implementation = ATTENTION
     try:

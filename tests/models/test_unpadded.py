@@ -6,7 +6,9 @@ import peft
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, long_context, tiny_model
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from rlhf_hw.models.positions import logits_at, packed_attention_mask
@@ -56,6 +58,40 @@ def test_logits_and_gradients_are_those_of_the_padded_batch(family: str) -> None
         logits, hidden = logits_at(model, mask.bool(), input_ids=ids, attention_mask=mask)
         (logits.square().sum() + hidden.sum()).backward()
         found.append((logits, hidden, gradients(model)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+def checkpointed(model: Any, how: str) -> Any:
+    """`model` in training, whose layers work their activations out again in the backward pass."""
+    model.train()
+    if how == "fsdp":  # as accelerate puts it around the layers
+        apply_activation_checkpointing(
+            model, check_fn=lambda module: isinstance(module, GradientCheckpointingLayer)
+        )
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": how == "reentrant"})
+        model.enable_input_require_grads()
+    return model
+
+
+@pytest.mark.parametrize("how", ["plain", "reentrant", "fsdp"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "mistral"])
+def test_recomputed_activations_are_those_of_the_padded_batch(family: str, how: str) -> None:
+    """With two passes over other rows in flight at a time, whose backward passes come when both are done."""
+    found = []
+    for unpadded in (False, True):
+        model = checkpointed(model_of(family), how)
+        if unpadded:
+            assert leave_padding_out(model)
+        ids, mask = batch()
+        passes = [
+            logits_at(model, rows_mask.bool(), input_ids=rows, attention_mask=rows_mask).logits
+            for rows, rows_mask in ((ids, mask), (ids.flip(0)[:3], mask.flip(0)[:3]))
+        ]
+        assert model.config._attn_implementation == "sdpa"
+        (passes[0].square().sum() + passes[1].square().sum()).backward()
+        assert model.config._attn_implementation == "sdpa"
+        found.append((*passes, gradients(model)))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
 
 
@@ -138,7 +174,5 @@ def test_what_could_change_a_result_keeps_its_padding() -> None:
     model = peft.get_peft_model(tiny_model(), peft.LoraConfig(task_type="CAUSAL_LM", r=4))
     assert leave_padding_out(model)
     assert leaves_padding_out(model)
-    model.get_base_model().train().gradient_checkpointing_enable()
-    assert not leaves_padding_out(model)
     prompts = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     assert not leave_padding_out(peft.get_peft_model(tiny_model(), prompts))
