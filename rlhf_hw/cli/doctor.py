@@ -25,7 +25,7 @@ from rlhf_hw.compat.gaudi_software import GaudiSoftware, gaudi_clashes
 from rlhf_hw.hpu_environment import LAZY_MODE_VARIABLE, set_lazy_mode
 
 #: Not required by this project, but worth a line.
-OPTIONAL_PACKAGES = ("bitsandbytes", "wandb", "deepspeed", "flash-attn")
+OPTIONAL_PACKAGES = ("bitsandbytes", "wandb", "deepspeed", "flash-attn", "liger-kernel")
 #: Tokens whose presence matters; only whether they are set is ever shown.
 TOKENS = ("HF_TOKEN", "WANDB_API_KEY")
 #: What importing torch or a device's library raises where it is missing or broken. OSError: a shared library that it
