@@ -56,6 +56,8 @@ def make_training_arguments(
     if kwargs.get("use_liger_kernel"):
         check_kernel_config(kwargs.get("liger_kernel_config"))
     _check_trackers(kwargs.get("report_to"))
+    # It would decide where neither bf16 nor fp16 is asked for: a launcher's, or an earlier run's of this process.
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     args = _of_its_class(backend, kwargs)
     check_configuration(args)
     if run.ragged_batches and groups_by_length(args):

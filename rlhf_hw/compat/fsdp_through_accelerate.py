@@ -37,8 +37,7 @@ def fsdp_arguments(config: dict[str, Any]) -> dict[str, Any]:
             "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
         }
     )
-    # operations run in bf16 by the trainer mixin's autocast: accelerate's own bf16 would cast value heads
-    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    # bf16: operations run in it by the trainer mixin's autocast, accelerate's own would cast value heads
     # true: both versions take it for full_shard, and 5.x calls the word deprecated. `config` says when weights are let go.
     return {"fsdp": True, "fsdp_config": config, "bf16": False}
 

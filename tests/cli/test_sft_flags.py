@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,11 @@ from run_results import losses, metrics, write_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from backends.cpu import CPUBackend
 from rlhf_hw.arguments.sft import parse_sft
 from rlhf_hw.cli.session import Session
 from rlhf_hw.cli.sft import shape_policy
+from rlhf_hw.cli.training_arguments import make_training_arguments
 
 Train = Callable[..., Path]
 
@@ -313,3 +316,16 @@ def test_a_flag_without_effect_says_so(
     outcome = run("sft", *sft_flags, "--output_dir", "out", "--dry_run", flag)
     assert outcome.status == 0
     assert f"{flag.split('=')[0]}: no effect here" in outcome.err
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_precision_is_that_of_the_flags_and_not_of_the_run_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no" if bf16 else "bf16")
+    flags = ["--model_name_or_path", "m", "--output_dir", str(tmp_path), "--dataset_name", "some/set"]
+    run = parse_sft([*flags, "--bf16", str(bf16), "--device", "cpu", "--report_to", "none"])
+    args, precision, _ = make_training_arguments(run, CPUBackend(), {})
+    # what accelerate is told: by newer arguments themselves, by older ones through the environment
+    told = getattr(args, "mixed_precision", None) or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    assert told == precision.autocast == ("bf16" if bf16 else "no")
