@@ -2,10 +2,10 @@
 
 from typing import Any
 
+import peft
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, tiny_model
-from tiny_runs import with_lora
 from transformers import AutoModelForCausalLM, MistralConfig, Qwen3Config
 
 from rlhf_hw.models.positions import Positions, logits_at
@@ -68,7 +68,9 @@ def test_logits_and_gradients_are_those_under_a_mask(family: str, recomputed: bo
 def test_a_reward_model_scores_right_padded_rows_alike(lora: bool) -> None:
     ids, mask = batch()
     classifier = tiny_model(labels=1)
-    model = RewardModel(with_lora(classifier, "SEQ_CLS") if lora else classifier)
+    if lora:
+        classifier = peft.get_peft_model(classifier, peft.LoraConfig(task_type="SEQ_CLS", r=4))
+    model = RewardModel(classifier)
     assert leave_masks_out(model.model)
     assert leaves_masks_out(model.inner)
     for every_token in (False, True):
