@@ -100,6 +100,10 @@ class Backend(ABC):
     quantizes = False
     #: whether torch's optimizers, where they are not fused, take all weights at once (and need scratch memory for all)
     optimizer_takes_all = True
+    #: whether memory is taken when a program asks for it, and not when it first writes there
+    memory_is_taken_when_asked_for = True
+    #: bytes that a process holds there whatever it trains
+    taken_by_a_process = 0
 
     # Is it there
     @classmethod

@@ -4,10 +4,10 @@
 
 Cases that were measured before are not measured again (`--work`).
 
-Each case is two fresh processes of the same command: `rlhf-hw estimate STAGE …`, and the stage itself with its memory
-measured. On a CPU that is the resident set (its high-water mark, put back at the start of each phase) over its level once
-everything is imported; on a Gaudi or the emulator the device's own statistics. Models and data are made on the spot, rows
-of the length that the flags allow. Writes a table (Markdown) and its numbers (JSON) to `--results`.
+Each case is one command, asked about by `rlhf-hw estimate STAGE …` and run in a fresh process with its memory measured. On a CPU that is the resident set (its high-water mark, put back at the start of each phase), less what the same
+command takes on a tiny model; on a Gaudi or the emulator the device's own statistics. Models and data are made on the spot, rows
+of the length that the flags allow. Cases of two processes run under torchrun. Writes a table (Markdown) and its numbers
+(JSON) to `--results`.
 
 The C library keeps freed blocks in its heap, and counts them as the process's: measured is with MALLOC_MMAP_THRESHOLD_ at
 64 KiB, so that larger blocks go back to the system when they are freed, and with one arena.
@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import io
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 VOCABULARY = 8192
+#: how an estimate calls what the process takes whatever the model
+PROCESS = "process"
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {
         "hidden_size": 768,
@@ -86,121 +90,35 @@ CASES = {
         f"{PPO} {LORA} {BF16} {AGAIN} --value_model separate",
     ),
 }
+#: three steps (updates) of two processes: buffers of DistributedDataParallel are made anew in the second
+SFT_3, PPO_3 = SFT.replace("--max_steps 2", "--max_steps 3"), PPO.replace("--steps 16", "--steps 48")
+#: name → (model, flags, processes)
+SHARED_CASES = {
+    f"{stage}, {how}, 2 processes": (model, f"{flags} {sharing}", 2)
+    for stage, model, flags in (
+        ("SFT, Llama, full, fp32", "llama", f"{SFT_3} {FULL} {FP32}"),
+        ("PPO, Llama, LoRA, shared, bf16", "llama", f"{PPO_3} {LORA} {BF16}"),
+    )
+    for how, sharing in (
+        ("DDP", ""),
+        ("ZeRO 1", "--deepspeed --zero_stage 1"),
+        ("ZeRO 2", "--deepspeed --zero_stage 2"),
+        ("ZeRO 3", "--deepspeed --zero_stage 3"),
+        ("FSDP", "--fsdp"),
+    )
+}
+SHARED_CASES["SFT, Llama, full, bf16, FSDP, 2 processes"] = ("llama", f"{SFT_3} {FULL} {BF16} --fsdp", 2)
+#: what the process itself takes is told by the same command on a model as small as this
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
 MEASURED_WITH = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+#: an estimate is good if it is off by no more than this share
+WITHIN_SHARE = 0.15
 #: a stage's phases → those of an estimate that happen within
 WITHIN = {"optimise": ("update", "optimizer step")}
 
 
-# One measured run, in a process of its own
-
-
-class Memory:
-    """Peak bytes since `start`, over what there was when this was made."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.level = self._resident("VmRSS") if device == "cpu" else 0
-        self.found: dict[str, int] = {}
-
-    @staticmethod
-    def _resident(name: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
-    def start(self) -> None:
-        if self.device == "cpu":
-            Path("/proc/self/clear_refs").write_text("5")
-        else:
-            self._backend().reset_peak_memory()
-
-    def stop(self, phase: str) -> None:
-        peak = self._resident("VmHWM") if self.device == "cpu" else self._backend().memory_statistics().peak
-        self.found[phase] = max(self.found.get(phase, 0), peak - self.level)
-
-    @staticmethod
-    def _backend() -> Any:
-        from backends.hpu import HPUBackend
-
-        return HPUBackend()
-
-
-class _Trained(Exception):
-    """Training has ended."""
-
-
-def measure(result: Path, device: str, words: Sequence[str]) -> int:
-    """Run a stage, and write the peak of each of its phases from the second optimizer step (PPO: update) on."""
-    from transformers import Trainer, TrainerCallback
-
-    from rlhf_hw.cli import ppo, reward, sft
-    from rlhf_hw.trainers import metrics
-
-    stage, *flags = words
-    module, mixin = {"sft": (sft, "SFTMixin"), "reward": (reward, "RewardMixin"), "ppo": (ppo, "PPOMixin")}[
-        stage
-    ]
-    assert Trainer is not None
-    memory = Memory(device)
-
-    class Watch(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, *_: Any, **kwargs: Any) -> None:
-            memory.start()
-
-        def on_step_end(self, args: Any, state: Any, *_: Any, **kwargs: Any) -> None:
-            if state.global_step > 1:
-                memory.stop("optimise")
-
-    class Watched(getattr(module, mixin)):  # type: ignore[misc]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            if stage != "ppo":
-                self.add_callback(Watch())
-
-        def train(self, *args: Any, **kwargs: Any) -> Any:
-            super().train(*args, **kwargs)
-            raise _Trained  # saving and statistics are not what is measured
-
-    class WatchedTimer(metrics.PhaseTimer):
-        updates = 0
-
-        @contextmanager
-        def phase(self, name: str) -> Iterator[None]:
-            self.updates += name == "rollout"
-            memory.start()
-            with super().phase(name):
-                yield
-            if self.updates > 1:
-                memory.stop(name)
-
-        def open(self, name: str) -> None:
-            if self._opened is None:
-                memory.start()
-            super().open(name)
-
-        def close(self) -> None:
-            if self._opened is not None and self.updates > 1:
-                memory.stop(self._opened[0])
-            super().close()
-
-    setattr(module, mixin, Watched)
-    if stage == "ppo":
-        from rlhf_hw.trainers import ppo as trainer
-
-        vars(trainer)["PhaseTimer"] = WatchedTimer
-    try:
-        return int(module.main(flags))
-    except _Trained:
-        result.write_text(json.dumps(memory.found))
-        return 0
-
-
-# All of them
-
-
 def main() -> int:
     """Estimate and measure each case and write the table."""
-    if sys.argv[1:2] == ["--measure"]:
-        return measure(Path(sys.argv[2]), sys.argv[3], sys.argv[4:])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -213,9 +131,10 @@ def main() -> int:
     arguments = parser.parse_args()
     make_materials(arguments.work)
     numbers = {}
-    for name, (model, flags) in CASES.items():
+    cases = {name: (*case, 1) for name, case in CASES.items()}
+    for name, case in {**cases, **(SHARED_CASES if arguments.device == "cpu" else {})}.items():
         if arguments.only in name:
-            numbers[name] = kept(arguments.work, arguments.device, name, model, flags)
+            numbers[name] = compared(arguments.work, arguments.device, *case)
             print(name, *_rows(name, numbers[name]), sep="\n  ", flush=True)
     write_results(arguments.results, arguments.device, numbers)
     return 0
@@ -239,7 +158,8 @@ def make_materials(work: Path) -> None:
         tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
     ids = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    for name, sizes in MODELS.items():
+    for name, sizes in {**MODELS, "llama-tiny": TINY}.items():
+        family = name.removesuffix("-tiny")
         for directory, kind in (
             ("causal", AutoModelForCausalLM),
             ("reward", AutoModelForSequenceClassification),
@@ -247,7 +167,7 @@ def make_materials(work: Path) -> None:
             if not (work / name / directory / "config.json").is_file():
                 torch.manual_seed(0)
                 labels = {"num_labels": 1} if directory == "reward" else {}
-                kind.from_config(AutoConfig.for_model(name, **ids, **sizes, **labels)).save_pretrained(
+                kind.from_config(AutoConfig.for_model(family, **ids, **sizes, **labels)).save_pretrained(
                     work / name / directory
                 )
                 tokenizer.save_pretrained(work / name / directory)
@@ -264,59 +184,100 @@ def make_materials(work: Path) -> None:
     (work / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
 
 
-def kept(work: Path, device: str, name: str, model: str, flags: str) -> dict[str, dict[str, int]]:
-    """`compared`, or what it found when it was asked before: minutes a case."""
-    before = work / "done" / f"{device} {name}.json"
-    if not before.is_file():
-        before.parent.mkdir(parents=True, exist_ok=True)
-        before.write_text(json.dumps(compared(work, device, model, flags)))
-    found: dict[str, dict[str, int]] = json.loads(before.read_text())
+def compared(work: Path, device: str, model: str, flags: str, processes: int) -> dict[str, dict[str, int]]:
+    """Phase → bytes estimated and measured, and those that are the process's own: measured, and as the estimate has them."""
+    command = (work, device, model, flags)
+    estimated, term = estimate_of(command_of(*command), processes)
+    measured = kept(*command, processes)
+    own = process_of(work, device, flags, processes) if device == "cpu" else {}
+    found = {}
+    for phase, peak in measured.items():
+        parts = [part for part in WITHIN.get(phase, (phase,)) if part in estimated]
+        if parts:
+            told = max(estimated[part] for part in parts)
+            process = own.get(phase, 0)
+            found[phase] = {"measured": peak, "process": process, "estimated": told, "process term": term}
+    highest = max(found.values(), key=lambda sizes: sizes["measured"])
+    return {**found, "peak": {**highest, "estimated": max(estimated.values())}}
+
+
+def process_of(work: Path, device: str, flags: str, processes: int) -> dict[str, int]:
+    """Phase → bytes that the process takes whatever the model: measured on a tiny Llama, less what that is estimated at."""
+    flags = " ".join(flags.replace(AGAIN, "").split())
+    command = (work, device, "llama-tiny", flags)
+    estimated, _ = estimate_of(command_of(*command), processes)
+    own = {}
+    for phase, peak in kept(*command, processes).items():
+        parts = [part for part in WITHIN.get(phase, (phase,)) if part in estimated]
+        if parts:
+            own[phase] = peak - max(estimated[part] for part in parts)
+    return own
+
+
+def command_of(work: Path, device: str, model: str, flags: str) -> list[str]:
+    """The stage and its flags."""
+    stage, *words = flags.split()
+    base, out = work / model / "causal", work / "out" / str(os.getpid())
+    data = work / ("prompts.jsonl" if stage == "ppo" else "pairs.jsonl")
+    words += ["--model_name_or_path", str(base), "--train_file", str(data), "--output_dir", str(out)]
+    words += ["--overwrite_output_dir", "--device", device, "--logging_steps", "1"]
+    if stage == "ppo":
+        return [stage, *words, "--reward_model_name", str(work / model / "reward")]
+    return [stage, *words, "--save_strategy", "no"]
+
+
+def estimate_of(words: Sequence[str], processes: int) -> tuple[dict[str, int], int]:
+    """(phase → bytes without those of the process, these), as `rlhf-hw estimate` has it."""
+    from rlhf_hw.cli.estimate import main as estimate
+
+    told = io.StringIO()
+    with redirect_stdout(told):
+        estimate([*words, "--json", "--no_advice", "--processes", str(processes)])
+    phases = json.loads(told.getvalue())["phases"]
+    terms = [phase["terms"].pop(PROCESS, 0) for phase in phases.values()]
+    return {name: sum(phase["terms"].values()) for name, phase in phases.items()}, max(terms)
+
+
+def kept(work: Path, device: str, model: str, flags: str, processes: int) -> dict[str, int]:
+    """Phase → bytes at its peak, as `measured_stage.py` finds them, or found them when it was asked before."""
+    named = "_".join([device, model, *flags.replace("--", "").split(), str(processes)])
+    result = work / "done" / f"{named}.json"
+    if not result.is_file():
+        result.parent.mkdir(parents=True, exist_ok=True)
+        python, program = [sys.executable], Path(__file__).with_name("measured_stage.py")
+        if processes > 1:
+            launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+            python += launch
+        started = time.perf_counter()
+        _run([*python, str(program), str(result), device, *command_of(work, device, model, flags)])
+        print(f"  measured {model} in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    found: dict[str, int] = json.loads(result.read_text())
     return found
 
 
-def compared(work: Path, device: str, model: str, flags: str) -> dict[str, dict[str, int]]:
-    """Phase → bytes estimated and measured."""
-    stage, *words = flags.split()
-    base, out = work / model / "causal", work / "out"
-    data = work / ("prompts.jsonl" if stage == "ppo" else "pairs.jsonl")
-    words += ["--model_name_or_path", str(base), "--train_file", str(data), "--output_dir", str(out)]
-    words += ["--overwrite_output_dir", "--save_strategy", "no", "--device", device, "--logging_steps", "1"]
-    if stage == "ppo":
-        words += ["--reward_model_name", str(work / model / "reward")]
-        words = [word for word in words if word not in ("--save_strategy", "no")]
+def _run(command: Sequence[str]) -> str:
+    root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, **MEASURED_WITH}
-    python, root = sys.executable, Path(__file__).resolve().parents[1]
-    told = _run(
-        [python, "-m", "rlhf_hw", "estimate", stage, *words, "--json", "--no_advice"], environment, root
-    )
-    estimated = {name: phase["total"] for name, phase in json.loads(told)["phases"].items()}
-    result = work / "measured.json"
-    _run([python, __file__, "--measure", str(result), device, stage, *words], environment, Path.cwd())
-    measured = json.loads(result.read_text())
-    found = {}
-    for phase, peak in measured.items():
-        if phase in estimated or phase in WITHIN:
-            parts = WITHIN.get(phase, (phase,))
-            found[phase] = {"estimated": max(estimated[part] for part in parts), "measured": peak}
-    whole = {"estimated": max(estimated.values()), "measured": max(measured.values())}
-    return {**found, "peak": whole}
-
-
-def _run(command: Sequence[str], environment: dict[str, str], root: Path) -> str:
-    environment = {**environment, "PYTHONPATH": f"{root}{os.pathsep}{environment.get('PYTHONPATH', '')}"}
+    environment["PYTHONPATH"] = f"{root}{os.pathsep}{environment.get('PYTHONPATH', '')}"
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
     return done.stdout
 
 
+def _ratio(sizes: dict[str, int]) -> float:
+    """Estimated over measured, without what is the process's own."""
+    return sizes["estimated"] / (sizes["measured"] - sizes["process"])
+
+
 def _rows(name: str, phases: dict[str, dict[str, int]]) -> list[str]:
     shown = []
     for phase, sizes in phases.items():
         if phase == "peak" or not name.startswith(("SFT", "RM")):
-            ratio = sizes["estimated"] / sizes["measured"]
-            inside = "" if abs(ratio - 1) <= 0.15 else " **outside**"
-            cells = [name, phase, *(f"{sizes[kind] / 2**20:,.0f}" for kind in ("estimated", "measured"))]
+            ratio = _ratio(sizes)
+            inside = "" if abs(ratio - 1) <= WITHIN_SHARE else " **outside**"
+            parts = (sizes["measured"], sizes["process"], sizes["measured"] - sizes["process"])
+            cells = [name, phase, *(f"{size / 2**20:,.0f}" for size in (*parts, sizes["estimated"]))]
             shown.append(f"| {' | '.join(cells)} | {ratio:.2f}{inside} |")
     return shown
 
@@ -331,7 +292,7 @@ def write_results(directory: Path, device: str, numbers: dict[str, Any]) -> None
     (directory / f"{stem}.json").write_text(json.dumps({**about, "bytes": numbers}, indent=1) + "\n")
     rows = [line for name, phases in numbers.items() for line in _rows(name, phases)]
     peaks = [phases["peak"] for phases in numbers.values()]
-    inside = sum(abs(peak["estimated"] / peak["measured"] - 1) <= 0.15 for peak in peaks)
+    inside = sum(abs(_ratio(peak) - 1) <= WITHIN_SHARE for peak in peaks)
     lines = [
         f"# Estimated against measured memory ({device})",
         "",
@@ -341,17 +302,21 @@ def write_results(directory: Path, device: str, numbers: dict[str, Any]) -> None
         "",
         f"**{inside} of {len(peaks)} peaks are within 15%.**",
         "",
-        "| case | phase | estimated | measured | estimated / measured |",
-        "|---|---|---|---|---|",
+        "| case | phase | measured | of it the process's | the model's | estimated | estimated / model's |",
+        "|---|---|---|---|---|---|---|",
         *rows,
     ]
+    left = [name for name in (*CASES, *(SHARED_CASES if device == "cpu" else ())) if name not in numbers]
+    if left:
+        lines += ["", f"Not measured: {'; '.join(left)}."]
     (directory / f"{stem}.md").write_text("\n".join(lines) + "\n")
 
 
 _HOW = {
-    "cpu": "Measured: the resident set's high-water mark of a phase, from the second step (PPO: update) on, over its level "
-    "once everything was imported, with MALLOC_MMAP_THRESHOLD_=65536 and one arena. It holds what the estimate knows nothing "
-    "of: scratch memory of matrix kernels, the data, the heap's small blocks.",
+    "cpu": "Measured: the resident set's high-water mark of a phase, from the second step (PPO: update) on, with "
+    "MALLOC_MMAP_THRESHOLD_=65536 and one arena; of two processes the higher one's. Of it the process's: the same, measured with "
+    "the same flags on a Llama of one layer of width 64, less what that model is estimated at. The rest is the model's, and is "
+    "held against the estimate without its term `process`.",
     "hpu": "Measured: the **emulator's** statistics of device memory (`max_memory_allocated`), in a phase, from the second "
     "step (PPO: update) on. No Gaudi was measured.",
 }

@@ -24,6 +24,11 @@ def check_run(run: Run) -> None:
     check_device(run)
     check_model(run.model, run.peft)
     check_adapter(run.peft)
+    if run.peft.peft == "prefix" and run.training.gradient_checkpointing:
+        raise UserError(
+            "--peft prefix with --gradient_checkpointing: layers that run again do without the cache that the prefix lies in; "
+            "leave one out"
+        )
     check_data(run.data)
     check_training(run.training)
     check_sharding(run)

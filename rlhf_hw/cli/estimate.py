@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from backends import resolve
+from backends.base import DecodingOptions
 from backends.cards import CARDS
 from rlhf_hw.arguments.estimate import Asked, parse_estimate
-from rlhf_hw.arguments.ppo import PPORun
 from rlhf_hw.cli.entry import command
-from rlhf_hw.cli.sharing import decide_sharing
 from rlhf_hw.estimate.advice import HEADROOM, Step, largest_micro_batch, micro_batch, remedies, usable
 from rlhf_hw.estimate.roles import Conditions
 from rlhf_hw.estimate.stages import Estimate, estimate
@@ -28,8 +27,6 @@ _ATTENTION = {"eager": "eager"}  #: all others keep what torch's fused attention
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, estimate, print."""
     asked = parse_estimate(sys.argv[1:] if argv is None else argv)
-    if isinstance(asked.run, PPORun) and asked.run.stage.share_backbone == "true":
-        decide_sharing(None, asked.run, None)  # refused as the run refuses it
     conditions = conditions_of(asked)
     found = estimate(asked.run, conditions, asked.sizes)
     largest = steps = None
@@ -62,7 +59,8 @@ def conditions_of(asked: Asked) -> Conditions:
         dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
         frozen, attention, memory = dtypes[autocast], card.attention, card.memory
         pads_to, quantized, name, foreach = card.pads_to, card.quantized, asked.card, True
-        compact = card.compact
+        compact, apart, reserves, process = card.compact, False, True, 0
+        prefill = DecodingOptions().prefill_tokens
     else:
         backend = resolve(run.hardware.device, run.hardware.hpu_settings(run.given, said))
         precision = backend.precision(bf16, fp16)
@@ -71,6 +69,9 @@ def conditions_of(asked: Asked) -> Conditions:
         memory = backend.memory_statistics().limit / 2**30
         pads_to = backend.shape_policy().pad_length(1)
         compact = backend.rollout_engine().value == "compact"
+        prefill = (backend.decoding_options() if compact else DecodingOptions()).prefill_tokens
+        apart, reserves = backend.leaves_padding_out, backend.memory_is_taken_when_asked_for
+        process = backend.taken_by_a_process
         quantized, name, foreach = backend.quantizes, backend.name, backend.optimizer_takes_all
     chosen = attention if asked_attention == "auto" else asked_attention
     return Conditions(
@@ -84,6 +85,10 @@ def conditions_of(asked: Asked) -> Conditions:
         quantized=quantized,
         compact=compact,
         foreach=foreach,
+        reserves=reserves,
+        process=process,
+        leaves_padding_out=apart,
+        prefill_tokens=prefill,
     )
 
 

@@ -18,19 +18,19 @@ from rlhf_hw.cli.ppo_models import (
     reward_statistics,
 )
 from rlhf_hw.cli.session import Session
-from rlhf_hw.cli.sharing import Sharing, decide_sharing, take_over_adapter
 from rlhf_hw.data.lengths import row_lengths
 from rlhf_hw.data.sources import DataSource
 from rlhf_hw.data.tokenize import for_prompts
 from rlhf_hw.data.unsupervised import unsupervised_blocks
 from rlhf_hw.errors import UserError
+from rlhf_hw.models.base_sharing import Sharing, decide_sharing, take_over_adapter
 from rlhf_hw.models.reward_model import RewardStatistics
 from rlhf_hw.rollout.choice import check_engine, choose_engine
 from rlhf_hw.trainers import trainer_for
 from rlhf_hw.trainers.ppo import PPOMixin, collate_indices, steps_per_update, updates_in
 from rlhf_hw.trainers.ptx import BLOCK_SIZE
 from rlhf_hw.trainers.save_at import SaveAt
-from rlhf_hw.trainers.scoring import FunctionScorer, import_function
+from rlhf_hw.trainers.scoring import FunctionScorer, import_function, same_tokenizer
 
 #: Answers of each rollout that are kept in samples.jsonl.
 SAMPLES_KEPT = 4
@@ -69,7 +69,10 @@ class Preparation:
             run.model.tokenizer_name or run.model.model_name_or_path, "--tokenizer_name"
         )
         check_critic_tokenizer(session, run, tokenizer)
-        sharing = decide_sharing(session, run, tokenizer)
+        sharing = decide_sharing(
+            run,
+            lambda name: not same_tokenizer(tokenizer, session.tokenizer(name, "--reward_model_name")),
+        )
         take_over_adapter(run, sharing)
         for line in sharing.lines():
             session.say(line)

@@ -13,10 +13,10 @@ import torch
 from backends.shapes import RolloutShapes
 from rlhf_hw.arguments.ppo import PPORun, critic_adapter
 from rlhf_hw.cli.session import Session
-from rlhf_hw.cli.sharing import Sharing, has_tokenizer
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.adapter_files import AdapterFiles
 from rlhf_hw.models.adapters import for_layers_of
+from rlhf_hw.models.base_sharing import Sharing, has_tokenizer
 from rlhf_hw.models.load import (
     adapter_base,
     check_reward_model,

@@ -143,7 +143,7 @@ def _changes(run: Run, conditions: Conditions) -> Iterator[tuple[str, Callable[[
         yield "--offload_reward_model", lambda r: changed(r, "sharding", offload_reward_model=True)
     if ppo is not None and (full or ppo.reference_model_name is not None):
         yield "--offload_reference_model", lambda r: changed(r, "sharding", offload_reference_model=True)
-    if several and is_off(run.training.deepspeed):
+    if several and is_off(run.training.deepspeed) and is_off(run.training.fsdp):
         for stage in (1, 2, 3):
             yield (
                 f"--deepspeed --zero_stage {stage}",

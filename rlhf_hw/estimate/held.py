@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
 from rlhf_hw.arguments.run import Run
-from rlhf_hw.arguments.sharding import deepspeed_is_bare, is_off, read_config, zero_stage
 from rlhf_hw.errors import UserError
-from rlhf_hw.estimate.live_bytes import GRADIENTS, Bytes
+from rlhf_hw.estimate.live_bytes import BUCKETS, GRADIENTS, Bytes
 from rlhf_hw.estimate.roles import Conditions, Weights
+from rlhf_hw.estimate.sharing import Sharing
 
-OPTIMIZER, MASTER, AVERAGE, BUCKETS = "optimizer state", "master copies", "averaged weights", "buckets"
+OPTIMIZER, MASTER, AVERAGE = "optimizer state", "master copies", "averaged weights"
 SCRATCH = "optimizer scratch"
-#: elements that DeepSpeed reduces at a time, where its configuration does not say
-REDUCE_BUCKET = 500_000_000
 
 
 def optimizer_bytes(name: str, trained: tuple[tuple[int, ...], ...]) -> int:
@@ -47,64 +44,42 @@ def _size(shape: tuple[int, ...]) -> int:
     return total
 
 
-@dataclass(frozen=True)
-class Sharing:
-    """How many processes there are, and what they share: DeepSpeed's stage, None without it."""
+def held(sharing: Sharing, run: Run, conditions: Conditions, trained: Weights, policy: Weights) -> Bytes:
+    """What a process holds from step to step beside weights. `trained`: of all roles that train together."""
+    found: Bytes = Counter()
+    count = trained.parameters
+    master = sharing.stage is not None and sharing.stage >= 1  # DeepSpeed steps on a copy of its own
+    if not (sharing.stage and sharing.offload):
+        found[OPTIMIZER] = sharing.divided(optimizer_bytes(optimizer_name(run), trained.matrices), 1)
+        found[MASTER] = sharing.divided(4 * count, 1) if master else 0
+    if sharing.averages:
+        found[BUCKETS] = trained.trained  # DistributedDataParallel's: as large as the gradients
+    elif sharing.stage == 3:
+        found[BUCKETS] = sharing.bucket(conditions.reserves, count)
+        found[GRADIENTS] = sharing.divided(trained.trained, 1)  # made once, and kept
+    if getattr(run.stage, "enable_ema", False):
+        found[AVERAGE] = policy.trained
+    return found
 
-    processes: int
-    stage: int | None
-    bucket: int = REDUCE_BUCKET
-    offload: bool = False  #: optimizer's state in the host's memory, at stage 3 the weights too
 
-    @classmethod
-    def of(cls, run: Run, processes: int) -> Sharing:
-        if not is_off(run.training.fsdp):
-            raise UserError(
-                "--fsdp: what it shares is not estimated yet; ask with --deepspeed --zero_stage 3 in its place"
-            )
-        stage, said = zero_stage(run), run.training.deepspeed
-        if is_off(said):
-            return cls(processes, None)
-        zero = {} if deepspeed_is_bare(said) else read_config(said).get("zero_optimization", {})
-        bucket = zero.get("reduce_bucket_size", REDUCE_BUCKET)
-        offload = run.sharding.offload or "offload_optimizer" in zero
-        return cls(processes, stage, int(bucket) if bucket != "auto" else REDUCE_BUCKET, offload)
+def within_optimizer(sharing: Sharing, run: Run, conditions: Conditions, trained: Weights) -> Bytes:
+    """What an optimizer's step holds: gradients, and what it needs for itself."""
+    found: Bytes = Counter({GRADIENTS: sharing.divided(trained.trained, 1)})
+    if sharing.stage in (1, 2):
+        found[GRADIENTS] *= 2  # DeepSpeed puts them end to end first
+    found[SCRATCH] = _scratch(sharing, run, conditions, trained)
+    return found
 
-    def divided(self, size: int, since: int) -> int:
-        """`size`, or a process's part of it, from DeepSpeed's stage `since` on."""
-        return -(-size // self.processes) if self.stage is not None and self.stage >= since else size
 
-    def within_step(self, there: Bytes) -> Bytes:
-        """What lives at a moment, of which the gradients may be shared."""
-        return Counter({**there, GRADIENTS: self.divided(there[GRADIENTS], 2)})
-
-    def held(self, run: Run, conditions: Conditions, trained: Weights, policy: Weights) -> Bytes:
-        """What a process holds from step to step beside weights. `trained`: of all roles that train together."""
-        found: Bytes = Counter()
-        state = optimizer_bytes(optimizer_name(run), trained.matrices)
-        shared = self.stage is not None and self.stage >= 1
-        if not (shared and self.offload):
-            found[OPTIMIZER] = self.divided(state, 1)
-            found[MASTER] = self.divided(4 * trained.parameters, 1) if shared else 0
-        if self.stage is None and self.processes > 1:
-            found[BUCKETS] = trained.trained  # DistributedDataParallel's: as large as the gradients
-        elif shared:
-            found[BUCKETS] = 4 * min(self.bucket, trained.parameters)
-        if getattr(run.stage, "enable_ema", False):
-            found[AVERAGE] = policy.trained
-        return found
-
-    def scratch(self, run: Run, conditions: Conditions, trained: Weights) -> int:
-        """What an optimizer that is not fused needs within its step: a number a weight, of all or of the largest."""
-        name = optimizer_name(run)
-        if "fused" in name or not name.startswith("adamw"):
-            return 0
-        count = trained.parameters if conditions.foreach else max(map(_size, trained.matrices), default=0)
-        return 4 * self.divided(count, 1)
-
-    def weights(self, held: Weights) -> int:
-        """Bytes of a role's weights that a process holds between passes, of a model that trains."""
-        return self.divided(held.bytes, 3)
+def _scratch(sharing: Sharing, run: Run, conditions: Conditions, trained: Weights) -> int:
+    """What an optimizer that is not fused needs within its step: a number a weight, of all or of the largest."""
+    name = optimizer_name(run)
+    if "fused" in name or not name.startswith("adamw"):
+        return 0
+    # DeepSpeed steps on one flat weight
+    flat = conditions.foreach or bool(sharing.stage)
+    count = trained.parameters if flat else max(map(_size, trained.matrices), default=0)
+    return 4 * sharing.divided(count, 1)
 
 
 def optimizer_name(run: Run) -> str:

@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 #: What bytes are counted under. Held from step to step:
 FROZEN, TRAINED, GRADIENTS = "frozen weights", "trained weights", "gradients"
+#: in which gradients are collected, to be sent
+BUCKETS = "buckets"
 #: alive within a step:
 COPIES, LOGITS, CACHE, ACTIVATIONS = "autocast copies", "logits", "KV cache", "activations"
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from backends.base import DecodingOptions
 from rlhf_hw.algorithms.kl import NEEDS_LOGITS, per_token_kl
 from rlhf_hw.algorithms.losses import pairwise_reward_loss
+from rlhf_hw.estimate.attention import rows_apart
 from rlhf_hw.estimate.fakes import materialise
 from rlhf_hw.estimate.live_bytes import CACHE, GRADIENTS, Bytes, LiveBytes
 from rlhf_hw.estimate.trace import counted, ones
@@ -29,25 +29,39 @@ if TYPE_CHECKING:
     from rlhf_hw.arguments.ppo import PPOArguments
 
 
-#: tokens of prompts that the engine `compact` reads at a time
-PREFILL_TOKENS = DecodingOptions().prefill_tokens
-
-
 @dataclass(frozen=True)
 class Manner:
-    """How passes run. autocast: "bf16", "fp16" or "no". accumulates: whether gradients of earlier micro-batches are there."""
+    """How passes run. autocast: "bf16", "fp16" or "no". accumulates: whether gradients of earlier micro-batches are there.
+
+    rows_apart: whether decoders run on real tokens alone, where they can. keeps_casts: whether autocast may keep a weight
+    that it has cast for a second use.
+    """
 
     autocast: str = "no"
     gradient_checkpointing: bool = False
     accumulates: bool = False
+    rows_apart: bool = False
+    keeps_casts: bool = True
 
-    def context(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def context(self, *models: nn.Module) -> Iterator[None]:
+        """In which whole sequences go through `models`."""
+        apart = models if self.rows_apart and not self.gradient_checkpointing else ()
+        with rows_apart(apart), self.precision():
+            yield
+
+    def precision(self) -> AbstractContextManager[Any]:
         dtype = torch.float16 if self.autocast == "fp16" else torch.bfloat16
-        return torch.autocast("cpu", dtype=dtype, enabled=self.autocast != "no")
+        on = self.autocast != "no"
+        return torch.autocast("cpu", dtype=dtype, enabled=on, cache_enabled=self.keeps_casts)
 
 
 def trained(
-    live: LiveBytes, model: nn.Module, manner: Manner, loss: Callable[[], torch.Tensor]
+    live: LiveBytes,
+    model: nn.Module,
+    decoders: Iterable[nn.Module],
+    manner: Manner,
+    loss: Callable[[], torch.Tensor],
 ) -> dict[Any, Bytes]:
     """Forward and backward pass of a micro-batch; where it is not the first of its step, onto gradients that are there."""
     model.train()
@@ -60,7 +74,7 @@ def trained(
                 live.count_as(GRADIENTS, [weight.grad])
     live.restart()
     live.mark("forward")
-    with manner.context():
+    with manner.context(*decoders):
         total = loss()
     live.mark("backward")
     total.backward()
@@ -80,12 +94,12 @@ def sft_step(policy: Any, rows: int, length: int, manner: Manner) -> Mapping[Any
     """A micro-batch [rows, length], every token of which is learnt."""
     with counted({"policy": policy}, vocabulary_of(policy)) as live:
         ids = ones(rows, length)
-        return trained(live, policy, manner, lambda: text_loss(policy, ids))
+        return trained(live, policy, [policy], manner, lambda: text_loss(policy, ids))
 
 
 def sft_evaluation(policy: Any, rows: int, length: int, manner: Manner) -> Mapping[Any, Bytes]:
     """The same without gradients."""
-    with counted({"policy": policy}, vocabulary_of(policy)) as live, torch.no_grad(), manner.context():
+    with counted({"policy": policy}, vocabulary_of(policy)) as live, torch.no_grad(), manner.context(policy):
         policy.eval()
         text_loss(policy, ones(rows, length))
         return live.found()
@@ -100,7 +114,7 @@ def reward_step(model: RewardModel, pairs: int, length: int, every_token: bool, 
 
     with counted({"reward": model.model}, vocabulary_of(model.model)) as live:
         ids, mask = ones(2 * pairs, length), ones(2 * pairs, length)
-        return trained(live, model, manner, loss)
+        return trained(live, model, [model.inner], manner, loss)
 
 
 def reward_pass(model: RewardModel, rows: int, length: int, manner: Manner) -> Mapping[Any, Bytes]:
@@ -109,7 +123,7 @@ def reward_pass(model: RewardModel, rows: int, length: int, manner: Manner) -> M
         _move_head(model)
         model.eval()
         ids, mask = ones(rows, length), ones(rows, length)
-        with manner.context():
+        with manner.context(model.inner):
             model(ids, mask)
         return live.found()
 
@@ -134,21 +148,22 @@ class Lengths:
 
 
 def rollout(
-    policy: Any, rows: int, lengths: Lengths, manner: Manner, *, compact: bool
+    policy: Any, rows: int, lengths: Lengths, manner: Manner, read_at_once: int | None
 ) -> Mapping[Any, Bytes]:
     """Prompts are read, and the last token of their answers is drawn: with the cache at its longest.
 
-    compact: by the decode loop of our own, whose cache is made once; else by transformers' `generate`.
+    By the decode loop of our own, whose cache is made once, and which reads so many tokens of prompts at a time; None: by
+    transformers' `generate`.
     """
     vocabulary = vocabulary_of(policy)
     forward = inspect.signature(without_adapters(policy).forward).parameters
     options = {"use_cache": True, **({"logits_to_keep": 1} if "logits_to_keep" in forward else {})}
     prompt, held = lengths.prompt, lengths.prompt + lengths.answer
-    with counted({"policy": policy}, vocabulary) as live, torch.no_grad(), manner.context():
+    with counted({"policy": policy}, vocabulary) as live, torch.no_grad(), manner.precision():
         policy.eval()
         live.cache_length = held
-        cache: Any = PreallocatedCache(rows, held) if compact else None
-        first = rows if cache is None else min(rows, max(1, PREFILL_TOKENS // prompt))
+        cache: Any = None if read_at_once is None else PreallocatedCache(rows, held)
+        first = rows if read_at_once is None else min(rows, max(1, read_at_once // prompt))
         if cache is not None:  # the rest of the prompts later, into the cache that the first part made
             cache.open(slice(0, first), 0)
         ids, mask = ones(first, prompt), ones(first, prompt)
@@ -172,7 +187,7 @@ def rollout(
             input_ids=ones(rows, 1), attention_mask=ones(rows, held), past_key_values=cache, **options
         )
         scores = drawn.logits[:, -1].to(copy=True, dtype=torch.float32)
-        if compact:
+        if read_at_once is not None:
             sample_tokens(scores, uniform[:, 0])
         else:
             InverseCDFProcessor(uniform)(ids, scores)
@@ -192,8 +207,8 @@ def statistics(
         _move_heads(model)
         model.eval()
         inputs = _inputs(rows, lengths)
-        with manner.context():
-            found = model(*inputs, lengths.answer)
+        with manner.context(*parts.values()):
+            found = model(*inputs, lengths.answer, with_entropy=True)
             if settings.kl_estimator in NEEDS_LOGITS:
                 model.divergence(*inputs, lengths.answer, estimator=settings.kl_estimator)
             else:
@@ -229,7 +244,7 @@ def ppo_step(
             text = found.unsupervised
             return found.total if text is None else found.total + text
 
-        return trained(live, model, manner, loss)
+        return trained(live, model, parts.values(), manner, loss)
 
 
 def _inputs(rows: int, lengths: Lengths) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

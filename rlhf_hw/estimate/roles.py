@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,15 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from backends.base import DecodingOptions
 from rlhf_hw.arguments.peft import PeftArguments
-from rlhf_hw.arguments.ppo import PPOArguments, critic_adapter
+from rlhf_hw.arguments.ppo import PPOArguments, PPORun, critic_adapter
 from rlhf_hw.arguments.reward import RewardPeftArguments
 from rlhf_hw.arguments.run import Run
-from rlhf_hw.errors import UserError
 from rlhf_hw.estimate.fakes import as_prepared_for_bits, causal_model, classifier, quantized_bytes
 from rlhf_hw.estimate.sizes import are_layers_alike, config_of_sizes, model_config, with_layers
-from rlhf_hw.models.adapter_files import Chain, not_plain_lora, not_the_same_weights
+from rlhf_hw.models.adapter_files import Chain, matrices_in
 from rlhf_hw.models.adapters import attach_adapter, configured_adapter, for_layers_of
+from rlhf_hw.models.base_sharing import Sharing, decide_sharing, take_over_adapter
 from rlhf_hw.models.load import LoadOptions
 from rlhf_hw.models.reward_model import RewardModel
 from rlhf_hw.models.roles import ActorCritic
@@ -43,6 +45,10 @@ class Conditions:
         True  #: whether answers are drawn by the engine `compact` where nothing else was asked for
     )
     foreach: bool = False  #: whether an optimizer that is not fused takes all weights at once
+    reserves: bool = True  #: whether memory counts that was asked for and never written
+    leaves_padding_out: bool = False  #: whether decoders run on real tokens alone, where they can
+    process: int = 0  #: bytes that a process takes whatever it trains
+    prefill_tokens: int = DecodingOptions().prefill_tokens  #: of prompts that `compact` reads at a time
 
     def padded(self, tokens: int) -> int:
         """What rows of so many tokens are padded to."""
@@ -72,6 +78,11 @@ class Models:
         self.run = run
         self.conditions = conditions
         self.sizes = sizes
+        self.sharing: Sharing | None = None  #: which roles of PPO share a base, as the run decides it
+        if isinstance(run, PPORun):
+            self.run = run = replace(run, peft=copy.copy(run.peft))
+            self.sharing = decide_sharing(run)
+            take_over_adapter(run, self.sharing)
 
     # Configurations
     @cached_property
@@ -113,38 +124,29 @@ class Models:
     @property
     def has_reference(self) -> bool:
         """Whether the reference holds weights of its own."""
-        ppo, peft = self.run.stage, self.run.peft.peft
-        if peft is None or (peft == "lora" and ppo.share_backbone == "false"):
-            return True
-        return ppo.reference_model_name is not None and not self._on_base(ppo.reference_model_name)
+        return self.sharing is not None and "reference" in self.sharing.apart
 
-    @cached_property
+    @property
     def shared(self) -> frozenset[str]:
-        """Which of critic and reward are adapters on the policy's base, as `--share_backbone` has it."""
-        ppo = self.run.stage
-        if not isinstance(ppo, PPOArguments):
-            return frozenset()
-        own = ppo.reward_model_name if ppo.init_value_with_reward else ppo.critic_model_name
-        found = set()
-        if ppo.separate_critic and ppo.critic_lora_rank != 0 and self._on_base(own):
-            found.add("critic")
-        name = ppo.reward_model_name
-        if name is not None and self._on_base(name) and (self.is_assumed(name) or Chain.of(name).adapters):
-            found.add("reward")
-        return frozenset(found)
+        """Which of critic and reward are adapters on the policy's base."""
+        found = () if self.sharing is None else self.sharing.shared
+        return frozenset(role for role, name in (("critic", "value"), ("reward", "reward")) if name in found)
+
+    @property
+    def frozen_adapters(self) -> int:
+        """Bytes of the adapters that stay, frozen, on a shared base: below a role's own, and that the reference began from."""
+        sharing = self.sharing
+        if sharing is None or self.run.peft.peft != "lora" or not sharing.shared:
+            return 0
+        below = list(sharing.policy.adapters[:-1] if sharing.continues else sharing.policy.adapters)
+        for role, chain in sharing.shared.items():
+            own = role == "reward" or (role == "value" and sharing.value_continues)
+            below += chain.adapters[:-1] if own else chain.adapters
+        return sum(4 * numbers for numbers in map(matrices_in, set(below)))
 
     def is_assumed(self, name: str) -> bool:
         """Whether a reward model was not named: it is then what `rlhf-hw reward` makes of the policy's base."""
         return name == self.run.model.model_name_or_path
-
-    def _on_base(self, name: str | None) -> bool:
-        """Whether a model can be adapters on the policy's base."""
-        if self.run.peft.peft != "lora" or self.run.stage.share_backbone == "false":
-            return False
-        chains = [Chain.of(self.run.model.model_name_or_path), *([] if name is None else [Chain.of(name)])]
-        if any(not_plain_lora(adapter) for chain in chains for adapter in chain.adapters):
-            return False
-        return not_the_same_weights(chains[0].root, chains[-1].root) is None
 
     @property
     def layers(self) -> dict[str, int]:
@@ -225,10 +227,11 @@ class Models:
 
         name = self.run.stage.reward_model_name
         base = SharedBase(policy)
-        if self.is_assumed(name):
+        adapters = Chain.of(name).adapters
+        if self.is_assumed(name) or not adapters:
             config = configured_adapter(RewardPeftArguments(), "CAUSAL_LM")
         else:
-            config = PeftConfig.from_pretrained(Chain.of(name).adapters[-1])
+            config = PeftConfig.from_pretrained(adapters[-1])
             config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, False
         with torch.device("meta"):
             base.add("reward", for_layers_of(policy, config), trained=False)
@@ -247,11 +250,6 @@ class Models:
         if peft.peft is None:
             return model
         checkpointing = bool(self.run.training.gradient_checkpointing)
-        if peft.peft == "prefix" and checkpointing:
-            raise UserError(
-                "--peft prefix with --gradient_checkpointing: layers that run again do without the cache that holds the "
-                "prefix, so it is not estimated; leave one out"
-            )
         if self.run.model.quantization_bits() is not None:
             as_prepared_for_bits(model)
             if checkpointing:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_hw.arguments.ppo import PPOArguments, PPORun
 from rlhf_hw.arguments.reward import RewardRun
 from rlhf_hw.arguments.run import Run
 from rlhf_hw.arguments.sft import SFTRun
-from rlhf_hw.estimate.held import SCRATCH, Sharing, joined
+from rlhf_hw.estimate.held import held, joined, within_optimizer
 from rlhf_hw.estimate.live_bytes import FROZEN, TRAINED, Bytes
 from rlhf_hw.estimate.passes import (
     Lengths,
@@ -25,11 +25,12 @@ from rlhf_hw.estimate.passes import (
     statistics,
 )
 from rlhf_hw.estimate.roles import Conditions, Models, Weights
+from rlhf_hw.estimate.sharing import GATHERED, Parts, Sharing
 from rlhf_hw.estimate.trace import peaks
 from rlhf_hw.models.reward_model import RewardModel
 from rlhf_hw.trainers.ptx import BLOCK_SIZE
 
-DEQUANTIZED, EXPERIENCE = "dequantized layer", "experience"
+DEQUANTIZED, EXPERIENCE, PROCESS = "dequantized layer", "experience", "process"
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,22 @@ def estimate(run: Run, conditions: Conditions, sizes: str | None = None) -> Esti
 
 class _Stage:
     def __init__(self, run: Run, conditions: Conditions, sizes: str | None) -> None:
-        self.run = run
-        self.conditions = conditions
         self.models = Models(run, conditions, sizes)
+        self.run = self.models.run
+        self.conditions = conditions
         self.sharing = Sharing.of(run, conditions.processes)
-        self.manner = Manner(
-            conditions.autocast,
-            bool(run.training.gradient_checkpointing),
-            accumulates=run.training.gradient_accumulation_steps > 1 and not (self.sharing.stage or 0) >= 2,
+        #: whether micro-batches add to gradients that are there, and whether these are then shared
+        self.accumulates = run.training.gradient_accumulation_steps > 1
+        self.adds_to_shares = self.accumulates and self.sharing.shares(1)
+        plan = self.sharing.plan
+        self.asking = Manner(conditions.autocast, rows_apart=conditions.leaves_padding_out)
+        self.manner = replace(
+            self.asking,
+            gradient_checkpointing=bool(run.training.gradient_checkpointing)
+            or (plan is not None and plan.activation_checkpointing),
+            accumulates=self.accumulates and not self.adds_to_shares,
+            keeps_casts=self.sharing.keeps_casts,
         )
-        self.asking = Manner(conditions.autocast)
 
     def estimate(self) -> Estimate:
         if isinstance(self.run, SFTRun):
@@ -95,7 +102,6 @@ class _Stage:
         return self._ppo(self.run)
 
     def _sft(self, run: SFTRun) -> Estimate:
-        policy = self.models.weights("policy")
         length = self.conditions.padded(run.data.max_seq_length)
         rows = run.training.per_device_train_batch_size
         make, layers = self.models.policy, {"policy": self.models.layers["policy"]}
@@ -107,11 +113,10 @@ class _Stage:
             passes["evaluation"] = lambda n: sft_evaluation(
                 make(n["policy"]), rows_asked, length, self.asking
             )
-        return self._training("sft", "policy", policy, passes, layers)
+        return self._training("sft", "policy", make(), passes, layers)
 
     def _reward(self, run: RewardRun) -> Estimate:
         make = self.models.reward_in_training
-        weights = self.models.weights_of(make(), quantized=True)
         length = self.conditions.padded(run.data.max_length)
         pairs, every = run.training.per_device_train_batch_size, run.stage.rm_loss == "tokenwise"
         layers = {"reward": self.models.layers["policy"]}
@@ -121,76 +126,75 @@ class _Stage:
         if run.training.do_eval:
             rows = 2 * run.training.per_device_eval_batch_size
             passes["evaluation"] = lambda n: reward_pass(make(n["reward"]), rows, length, self.asking)
-        return self._training("reward", "reward model", weights, passes, layers)
+        return self._training("reward", "reward model", make(), passes, layers)
 
     def _training(
         self,
         stage: str,
         role: str,
-        weights: Weights,
+        model: Any,
         passes: Mapping[str, Callable[[Mapping[str, int]], Any]],
         layers: dict[str, int],
     ) -> Estimate:
-        """A stage that trains one model."""
-        held = self.sharing.held(self.run, self.conditions, weights, weights)
-        held[f"{role} weights"] = self.sharing.weights(weights)
-        held[DEQUANTIZED] = weights.largest
-        phases = [self._phase(name, held, one, layers) for name, one in passes.items()]
-        phases.insert(1, self._optimizer_phase(held, weights))
+        """A stage that trains one model; `model`: all layers of it."""
+        weights = self.models.weights_of(model, quantized=True)
+        there = self._held(weights, weights)
+        there[f"{role} weights"] = self.sharing.divided(weights.bytes, 3)
+        there[DEQUANTIZED] = weights.largest
+        training = self._in_training(there, model, weights)
+        phases = [
+            self._phase(name, training, one, layers, weights if name == "update" else None)
+            for name, one in passes.items()
+        ]
+        phases.insert(1, self._optimizer_phase(there, weights))
         return Estimate(stage, tuple(phases), {role: weights}, self.conditions)
 
+    def _held(self, trained: Weights, policy: Weights) -> Bytes:
+        there = held(self.sharing, self.run, self.conditions, trained, policy)
+        there[PROCESS] = self.conditions.process
+        return there
+
+    def _in_training(self, there: Bytes, model: Any, weights: Weights) -> Bytes:
+        """What is held in passes that train: where weights are shared, those that are gathered too."""
+        self.parts = Parts() if self.sharing.plan is None else Parts.of(model, self.sharing.plan)
+        gathered = self.sharing.gathered(self.parts, weights.bytes, weights.all_parameters)
+        return there + Counter({GATHERED: gathered})
+
     def _ppo(self, run: PPORun) -> Estimate:
-        ppo = run.stage
-        roles = dict.fromkeys([*self.models.configs, *sorted(self.models.shared)])
-        weights = {role: self.models.weights(role) for role in roles}
-        together = joined(weights["policy"], *([weights["critic"]] if "critic" in weights else []))
-        held = self.sharing.held(self.run, self.conditions, together, weights["policy"])
-        for role in ("policy", "critic"):
-            if role in weights:
-                held[f"{role} weights"] = self.sharing.weights(weights[role])
-        held[DEQUANTIZED] = together.largest
+        ppo, models = run.stage, self.models
+        roles = dict.fromkeys([*models.configs, *sorted(models.shared)])
+        weights = {role: models.weights(role) for role in roles}
+        trains = [role for role in ("policy", "critic") if role in weights]
+        together = joined(*(weights[role] for role in trains))
+        always = self._held(together, weights["policy"])
+        for name in trains:
+            always[f"{name} weights"] = self.sharing.divided(weights[name].bytes, 3)
+        always[DEQUANTIZED] = together.largest
+        always["frozen adapters"] = models.frozen_adapters
         lengths = self._lengths(run)
-        held[EXPERIENCE] = self._experience(ppo, lengths)
-        waiting = {
-            role: Counter({f"{role} weights": weights[role].bytes})
-            for role in ("reference", "reward")
-            if role in weights
-        }
-        offloaded = {
-            "reference": run.sharding.offload_reference_model,
-            "reward": run.sharding.offload_reward_model and "reward" not in self.models.shared,
-        }
-        always: Bytes = Counter(held)
-        for role, there in waiting.items():
-            if not offloaded[role]:
-                always += there
-        whole = Counter(always)  # policy and value are gathered for rollout and scores
-        for role in ("policy", "critic"):
+        always[EXPERIENCE] = self._experience(ppo, lengths)
+        offloaded: dict[str, Bytes] = {"reference": Counter(), "reward": Counter()}
+        for role in ("reference", "reward"):
             if role in weights:
-                whole[f"{role} weights"] = weights[role].bytes
+                waits = getattr(run.sharding, f"offload_{role}_model") and role not in models.shared
+                place = offloaded[role] if waits else always
+                place[f"{role} weights"] = weights[role].bytes
+        whole = Counter(always)  # policy and value are gathered for rollout and scores
+        if self.sharing.shares(3):
+            whole[GATHERED] = together.bytes
+        layers = models.layers
+        model, _ = models.actor_critic({**layers, **({"reference": 1} if "reference" in layers else {})})
+        training = self._in_training(always, model, together)
         rows = min(4 * ppo.mini_batch_size, ppo.answers_per_update)
-        layers = self.models.layers
         trained = {role: layers[role] for role in layers if role != "reward"}
         policy = {"policy": layers["policy"]}
         unsupervised = BLOCK_SIZE if ppo.unsupervised_dataset_name is not None else 0
-        compact = ppo.rollout_engine == "compact" or (
-            ppo.rollout_engine == "auto" and self.conditions.compact and run.peft.peft in (None, "lora")
-        )
-        phases = [
-            self._phase(
-                "rollout",
-                whole,
-                lambda n: rollout(
-                    self.models.policy(n["policy"]), ppo.batch_size, lengths, self.asking, compact=compact
-                ),
-                policy,
-            )
-        ]
+        phases = [self._phase("rollout", whole, lambda n: self._rollout(n, run, lengths), policy)]
         if "reward" in weights:
             phases.append(
                 self._phase(
                     "score",
-                    whole if not offloaded["reward"] else whole + waiting["reward"],
+                    whole + offloaded["reward"],
                     lambda n: reward_pass(self._scorer(n), rows, lengths.sequence, self.asking),
                     {"reward": layers["reward"]} if "reward" in layers else policy,
                 )
@@ -198,10 +202,8 @@ class _Stage:
         phases.append(
             self._phase(
                 "forward",
-                whole
-                if "reference" not in weights or not offloaded["reference"]
-                else whole + waiting["reference"],
-                lambda n: statistics(*self.models.actor_critic(n), rows, lengths, ppo, self.asking),
+                whole + offloaded["reference"],
+                lambda n: statistics(*models.actor_critic(n), rows, lengths, ppo, self.asking),
                 trained,
             )
         )
@@ -209,13 +211,24 @@ class _Stage:
         phases.append(
             self._phase(
                 "update",
-                always,
+                training,
                 lambda n: self._update(n, ppo, lengths, unsupervised),
                 updated,
+                together,
             )
         )
         phases.append(self._optimizer_phase(always, together))
         return Estimate("ppo", tuple(phases), weights, self.conditions)
+
+    def _rollout(self, layers: Mapping[str, int], run: PPORun, lengths: Lengths) -> Mapping[Any, Bytes]:
+        """Answers are drawn, by the engine that the run would take."""
+        asked = run.stage.rollout_engine
+        compact = asked == "compact" or (
+            asked == "auto" and self.conditions.compact and run.peft.peft in (None, "lora")
+        )
+        read_at_once = self.conditions.prefill_tokens if compact else None
+        policy = self.models.policy(layers["policy"])
+        return rollout(policy, run.stage.batch_size, lengths, self.asking, read_at_once)
 
     def _scorer(self, layers: Mapping[str, int]) -> RewardModel:
         """The reward model, of its own or on the policy's base."""
@@ -248,22 +261,29 @@ class _Stage:
         held: Mapping[str, int],
         one: Callable[[Mapping[str, int]], Any],
         layers: Mapping[str, int],
+        trained: Weights | None = None,
     ) -> Phase:
-        """The worst moment of a pass, with what is held meanwhile."""
-        moments = [self._in_step(there) for there in peaks(one, layers, self.models.alike)]
+        """The worst moment of a pass, with what is held meanwhile. `trained`: what learns in it."""
+        before = trained.trained if trained is not None and self.adds_to_shares else 0
+        learns = trained is not None
+        moments = [self._in_step(there, before, learns) for there in peaks(one, layers, self.models.alike)]
         worst = max(moments, key=lambda there: sum(there.values()))
         terms = Counter(held)
         terms.update(worst)
-        return Phase(name, {kind: int(size) for kind, size in terms.items() if size > 0})
+        return _named(name, terms)
 
-    def _in_step(self, there: Bytes) -> Bytes:
+    def _in_step(self, there: Bytes, before: int, learns: bool) -> Bytes:
         """What a pass adds to the weights, which are counted once and as they are held."""
-        shared = self.sharing.within_step(there)
+        shared = (
+            self.sharing.within_step(there, self.parts, before, self.conditions.reserves) if learns else there
+        )
         return Counter({kind: size for kind, size in shared.items() if kind not in (FROZEN, TRAINED)})
 
-    def _optimizer_phase(self, held: Mapping[str, int], trained: Weights) -> Phase:
+    def _optimizer_phase(self, there: Bytes, trained: Weights) -> Phase:
         """The optimizer's step: all gradients are there, and no activations."""
-        terms = Counter(held)
-        terms["gradients"] += self.sharing.divided(trained.trained, 2)
-        terms[SCRATCH] = self.sharing.scratch(self.run, self.conditions, trained)
-        return Phase("optimizer step", {kind: int(size) for kind, size in terms.items() if size > 0})
+        own = within_optimizer(self.sharing, self.run, self.conditions, trained)
+        return _named("optimizer step", there + own)
+
+
+def _named(name: str, terms: Mapping[str, int]) -> Phase:
+    return Phase(name, {kind: int(size) for kind, size in terms.items() if size > 0})

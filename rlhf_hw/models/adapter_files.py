@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,13 @@ def not_plain_lora(directory: str) -> str | None:
         names = [name for name in tensors.keys() if name != SCORE]  # noqa: SIM118
     others = [name for name in names if not name.endswith(_MATRICES)]
     return f"{directory} also holds {others[0].removeprefix(_PREFIX)}" if others else None
+
+
+def matrices_in(directory: str) -> int:
+    """Numbers in the LoRA matrices of the adapter in `directory`, told without reading them."""
+    with safe_open(Path(directory) / ADAPTER_WEIGHTS, framework="pt") as tensors:
+        names = [name for name in tensors.keys() if name.endswith(_MATRICES)]  # noqa: SIM118
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
 
 
 @dataclass(frozen=True)

@@ -45,16 +45,19 @@ class RealTokens(NamedTuple):
 
 
 def leave_padding_out(model: nn.Module) -> bool:
-    """From now on `model`'s passes over whole sequences may leave padding out; whether they will.
-
-    They do for families of which it is known to change nothing but rounding (`FAMILIES`), under torch's own attention.
-    """
-    inner = without_adapters(unwrap(model))
-    adapters = unwrap(model).peft_config.values() if is_peft(unwrap(model)) else ()
-    known = attends_by_interface(inner) and all(adapter.peft_type in ADAPTERS for adapter in adapters)
+    """From now on `model`'s passes over whole sequences may leave padding out; whether they will."""
+    known = can_leave_padding_out(model)
     if known:
         _unpadded.add(trunk(model))
     return known
+
+
+def can_leave_padding_out(model: nn.Module) -> bool:
+    """Whether passes over whole sequences can leave padding out: of families of which it is known to change nothing but
+    rounding (`FAMILIES`), under torch's own attention."""
+    inner = without_adapters(unwrap(model))
+    adapters = unwrap(model).peft_config.values() if is_peft(unwrap(model)) else ()
+    return attends_by_interface(inner) and all(adapter.peft_type in ADAPTERS for adapter in adapters)
 
 
 def attends_by_interface(inner: Any) -> bool:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from backends.base import DecodingOptions
 from backends.shapes import RolloutShapes
@@ -208,12 +209,13 @@ class _Batch:
     def prefill(self, most_tokens: int) -> torch.Tensor:
         """Run the prompts, at most about `most_tokens` at a time; logits [slots, V] of the first token of each answer."""
         logits = []
-        for start, stop in prefill_parts(self.lengths, most_tokens):
-            rows, first = slice(start, stop), self.prompt_width - max(self.lengths[start:stop])
-            self.cache.open(rows, first)
-            mask = self.mask[rows, first : self.end]
-            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-            logits.append(self._run(self.tokens[rows, first : self.end], mask, positions))
+        with _rows_laid_together(self.model.get_output_embeddings()):
+            for start, stop in prefill_parts(self.lengths, most_tokens):
+                rows, first = slice(start, stop), self.prompt_width - max(self.lengths[start:stop])
+                self.cache.open(rows, first)
+                mask = self.mask[rows, first : self.end]
+                positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+                logits.append(self._run(self.tokens[rows, first : self.end], mask, positions))
         self.cache.show(slice(0, len(self.lengths)), self.first)
         return torch.cat(logits)
 
@@ -249,6 +251,20 @@ class _Batch:
         if "logits_to_keep" in self.accepted:
             inputs["logits_to_keep"] = 1
         return self.model(**inputs, use_cache=True, return_dict=True).logits[:, -1]
+
+
+@contextmanager
+def _rows_laid_together(head: nn.Module) -> Iterator[None]:
+    """Inside, what goes into the output head lies in one piece.
+
+    The last places of several rows do not, and torch then multiplies row by row: on a CPU in bf16 with a copy of the head's
+    weights for each row.
+    """
+    handle = head.register_forward_pre_hook(lambda _head, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def prefill_parts(lengths: Sequence[int], most_tokens: int) -> Iterator[tuple[int, int]]:

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf_hw.arguments.ppo import parse_ppo
 from rlhf_hw.cli import ppo_models
-from rlhf_hw.cli.sharing import Sharing
 from rlhf_hw.models.adapter_files import Chain
+from rlhf_hw.models.base_sharing import Sharing
 from rlhf_hw.models.load import LoadOptions, load_reward_model
 
 Train = Callable[..., Path]

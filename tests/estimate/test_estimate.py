@@ -117,11 +117,11 @@ def test_zero_stages_share_what_they_say() -> None:
     flags = "--full_finetune --deepspeed --zero_stage {}"
     alone = estimated("sft", "--full_finetune")
     count = alone.roles["policy"].parameters
-    for stage, (weights, gradients) in {1: (4, 4), 2: (4, 1), 3: (1, 1)}.items():
+    for stage, weights in {1: 4, 2: 4, 3: 1}.items():
         step = phase(estimated("sft", flags.format(stage), processes=4), "optimizer step").terms
         assert step["optimizer state"] == 2 * count
         assert step["policy weights"] == weights * count
-        assert step["gradients"] == gradients * count
+        assert step["gradients"] == 2 * count  # its share, and the same end to end
 
 
 def test_asking_about_deepspeed_needs_none(

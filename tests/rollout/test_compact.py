@@ -48,6 +48,15 @@ def test_drawn_answers_are_those_of_the_reference_engine(word_tokenizer: Any, na
                 assert drawn(kind, model, word_tokenizer, PROMPTS, how) == expected, (kind, how)
 
 
+def test_the_head_is_given_rows_in_one_piece(word_tokenizer: Any) -> None:
+    """Else torch copies its weights for every row that is read at once, on a CPU in bf16."""
+    model, pieces = decoder("llama"), []
+    model.lm_head.register_forward_hook(lambda _head, args, _out: pieces.append(args[0].is_contiguous()))
+    drawn("compact", model, word_tokenizer, PROMPTS, Sampling(4))
+    assert pieces
+    assert all(pieces)
+
+
 def test_under_autocast_the_same_shapes_draw_the_same_tokens(word_tokenizer: Any) -> None:
     """The cache is kept in bf16; keys that are rotated in fp32 are cast before they are multiplied anyway."""
     model = decoder("llama")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlhf_hw.arguments.ppo import PPORun, critic_adapter
-from rlhf_hw.cli.session import Session
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.adapter_files import Chain, not_plain_lora, not_the_same_weights
 from rlhf_hw.models.load import ADAPTER_CONFIG
-from rlhf_hw.trainers.scoring import same_tokenizer
 
 #: The flags that say what a new adapter is like, and what PEFT calls it.
 _SHAPE = {"lora_rank": "r", "lora_alpha": "lora_alpha", "lora_target_modules": "target_modules"}
@@ -43,8 +42,11 @@ class Sharing:
         return ["; ".join([f"base weights: {many} a process{whose}", *why])]
 
 
-def decide_sharing(session: Session | None, run: PPORun, tokenizer: Any) -> Sharing:
-    """What `--share_backbone` comes to. session: None where tokenizers are not to be read, and so not compared.
+def decide_sharing(run: PPORun, reads_otherwise: Callable[[str], bool] = lambda _name: False) -> Sharing:
+    """What `--share_backbone` comes to.
+
+    Args:
+        reads_otherwise: whether a reward model has another tokenizer than the policy. Left out: tokenizers are not compared.
 
     Raises:
         UserError: it is true, and a role cannot share the policy's base.
@@ -57,7 +59,7 @@ def decide_sharing(session: Session | None, run: PPORun, tokenizer: Any) -> Shar
         obstacle: str | None = f"{kind}, and only LoRA leaves a base to share"
     else:
         obstacle = _not_lora_below(chain)
-    decision = _Decision(session, run, tokenizer, sharing, obstacle)
+    decision = _Decision(run, reads_otherwise, sharing, obstacle)
     decision.reference()
     decision.value()
     decision.reward()
@@ -72,9 +74,8 @@ def decide_sharing(session: Session | None, run: PPORun, tokenizer: Any) -> Shar
 
 @dataclass
 class _Decision:
-    session: Session | None
     run: PPORun
-    tokenizer: Any
+    reads_otherwise: Callable[[str], bool]
     sharing: Sharing
     obstacle: str | None  #: what keeps every role from sharing
 
@@ -121,10 +122,8 @@ class _Decision:
             return
         chain = Chain.of(name)
         obstacle = self._obstacle(chain, own=True)
-        if obstacle is None and self.session is not None and has_tokenizer(name):
-            own = self.session.tokenizer(name, "--reward_model_name")
-            if not same_tokenizer(self.tokenizer, own):
-                obstacle = f"{name} has another tokenizer"
+        if obstacle is None and has_tokenizer(name) and self.reads_otherwise(name):
+            obstacle = f"{name} has another tokenizer"
         self._settle("reward", chain, obstacle)
 
     def _obstacle(self, chain: Chain, *, own: bool) -> str | None:
