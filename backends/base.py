@@ -102,6 +102,8 @@ class Backend(ABC):
     optimizer_takes_all = True
     #: whether memory is taken when a program asks for it, and not when it first writes there
     memory_is_taken_when_asked_for = True
+    #: whether the processes of a machine take from one memory, and have no card each
+    memory_is_the_machines = False
     #: bytes that a process holds there whatever it trains
     taken_by_a_process = 0
 

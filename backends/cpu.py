@@ -40,6 +40,7 @@ class CPUBackend(Backend):
     quantizes = INSTALLED  # nobody buys a CPU for it: it is no advice where bitsandbytes is not there
     optimizer_takes_all = False
     memory_is_taken_when_asked_for = False
+    memory_is_the_machines = True
     # Python, torch, transformers, PEFT, data sets, plots and whatever of DeepSpeed and W&B they import, and the code of
     # kernels as it is first used: measured, of models of one layer (benchmarks/results/estimate.md)
     taken_by_a_process = 550 * 2**20

@@ -129,7 +129,10 @@ def _parser() -> argparse.ArgumentParser:
         "--card", metavar="NAME", help=f"the card to fit: {', '.join(CARDS)}. Not said: this machine's device"
     )
     parser.add_argument(
-        "--memory", type=float, metavar="GIB", help="memory of the card, in place of what is known of it"
+        "--memory",
+        type=float,
+        metavar="GIB",
+        help="memory of the card (on a CPU: of each process), in place of what is known of it",
     )
     parser.add_argument(
         "--processes", type=int, default=1, help="processes (cards) that train together (default: 1)"

@@ -67,6 +67,8 @@ def conditions_of(asked: Asked) -> Conditions:
         autocast, frozen = precision.autocast, precision.frozen_dtype
         attention = backend.attention_implementation(precision).value
         memory = backend.memory_statistics().limit / 2**30
+        if backend.memory_is_the_machines:
+            memory /= asked.processes
         pads_to = backend.shape_policy().pad_length(1)
         compact = backend.rollout_engine().value == "compact"
         prefill = (backend.decoding_options() if compact else DecodingOptions()).prefill_tokens

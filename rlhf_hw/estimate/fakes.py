@@ -27,6 +27,10 @@ def classifier(config: Any, dtype: torch.dtype, attention: str) -> Any:
     config.num_labels = 1
     config.pad_token_id = 0
     model = _made(AutoModelForSequenceClassification, config, dtype, attention)
+    for (
+        weight
+    ) in model.parameters():  # transformers 4.55 makes the decoder inside in the dtype of its configuration
+        weight.data = weight.data.to(dtype)
     if isinstance(getattr(model, "score", None), nn.Linear):
         model.score.to(torch.float32)
     return model

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
+from tiny_models import tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_hw.algorithms.losses import cross_entropy_sum
@@ -17,6 +18,7 @@ from rlhf_hw.arguments.reward import parse_reward
 from rlhf_hw.arguments.sft import parse_sft
 from rlhf_hw.cli.main import main
 from rlhf_hw.estimate.advice import largest_micro_batch, remedies, usable, with_micro_batch
+from rlhf_hw.estimate.fakes import causal_model, classifier
 from rlhf_hw.estimate.known_models import KNOWN
 from rlhf_hw.estimate.roles import Conditions
 from rlhf_hw.estimate.stages import Estimate, Phase, estimate
@@ -240,3 +242,30 @@ def test_bad_input_is_one_line(words: Sequence[str], said: str, capsys: pytest.C
     assert status == 2
     assert said in told
     assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
+def test_models_hold_weights_of_the_precision_that_is_asked_for(family: str) -> None:
+    """transformers 4.55 makes the decoder inside a classifier in its configuration's; positions stay in fp32."""
+    config = tiny_model(family).config
+    config.dtype = torch.float32
+    causal = causal_model(config, torch.bfloat16, "eager")
+    assert {weight.dtype for weight in causal.parameters()} == {torch.bfloat16}
+    made = classifier(config, torch.bfloat16, "eager")
+    kinds = {weight.dtype for name, weight in made.named_parameters() if not name.startswith("score")}
+    assert kinds == {torch.bfloat16}
+    assert made.score.weight.dtype == torch.float32
+    frequencies = [buffer for name, buffer in made.named_buffers() if name.endswith("inv_freq")]
+    assert all(buffer.dtype == torch.float32 for buffer in frequencies)
+
+
+def test_processes_on_a_cpu_share_the_machines_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    command = (
+        f"estimate sft --model_name_or_path x {NEEDED['sft']} --sizes {SIZES} --device cpu --json --no_advice"
+    )
+    memories = []
+    for flags in ("", "--processes 2", "--processes 2 --memory 3"):
+        assert main([*command.split(), *flags.split()]) == 0
+        memories.append(json.loads(capsys.readouterr().out)["memory"])
+    assert memories[1] == pytest.approx(memories[0] / 2, rel=1e-6)
+    assert memories[2] == 3 * 2**30
