@@ -129,13 +129,18 @@ def main() -> int:
         "--results", type=Path, default=Path("benchmarks/results"), help="where the table goes"
     )
     arguments = parser.parse_args()
+    known = {name: (*case, 1) for name, case in CASES.items()} | (
+        SHARED_CASES if arguments.device == "cpu" else {}
+    )
+    cases = {name: case for name, case in known.items() if arguments.only in name}
+    if not cases:
+        parser.error(f"--only {arguments.only}: no case is named so; there are: {'; '.join(known)}")
+    arguments.results.mkdir(parents=True, exist_ok=True)
     make_materials(arguments.work)
     numbers = {}
-    cases = {name: (*case, 1) for name, case in CASES.items()}
-    for name, case in {**cases, **(SHARED_CASES if arguments.device == "cpu" else {})}.items():
-        if arguments.only in name:
-            numbers[name] = compared(arguments.work, arguments.device, *case)
-            print(name, *_rows(name, numbers[name]), sep="\n  ", flush=True)
+    for name, case in cases.items():
+        numbers[name] = compared(arguments.work, arguments.device, *case)
+        print(name, *_rows(name, numbers[name]), sep="\n  ", flush=True)
     write_results(arguments.results, arguments.device, numbers)
     return 0
 

@@ -49,6 +49,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/estimate"), help="where the runs go")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="where the rows go")
     arguments = parser.parse_args()
+    arguments.results.mkdir(parents=True, exist_ok=True)
     make_materials(arguments.work)
     rows = []
     for name, flag, flags, memory in CASES:

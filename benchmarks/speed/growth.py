@@ -47,11 +47,13 @@ def plan(words: Sequence[str], base: Size) -> dict[str, tuple[int, ...]]:
     Raises:
         ValueError: no such axis, or numbers that cannot be measured.
     """
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for word in words or AXES:
         axis, given, numbers = word.partition("=")
         if axis not in AXES:
             raise ValueError(f"{word}: the axes are {', '.join(AXES)}")
+        if axis in found:
+            raise ValueError(f"{word}: {axis} is named twice; give all its numbers in one word")
         if given and not all(number.isdecimal() and int(number) for number in numbers.split(",")):
             raise ValueError(f"{word}: must be {axis}=NUMBER,NUMBER,… with numbers from 1 on")
         values = tuple(dict.fromkeys(map(int, numbers.split(",")))) if given else AXES[axis]

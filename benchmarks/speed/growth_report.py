@@ -78,7 +78,8 @@ def report(found: dict[str, Any]) -> str:
         f"Along each axis one number changes; the others are hidden {base['hidden']} ({base['weights'] / 1e6:.1f}M weights), "
         f"{base['batch']} answers an update or examples a step, answers of at most {base['answer']} tokens, examples of at most "
         f"{base['longest_example']}. "
-        "One thread, CPU seconds, medians of our turns after one that is not counted; TRL's one turn. Exponents are slopes of "
+        "One thread, CPU seconds, medians of our turns after one that is not counted; TRL's one turn. Ours runs in bf16, TRL's PPO "
+        "in fp32, its only precision: shares are of each precision's own limit. Exponents are slopes of "
         "logarithms: 1 is as fast as what is named, 2 its square. Needful is the exponent of the matrix products that the real "
         "tokens need; where cost grows more slowly, fixed costs are left behind, where faster, something is wasted.",
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import growth
 import memory
@@ -76,4 +77,13 @@ def parse(description: str | None, argv: Sequence[str] | None = None) -> argpars
         parser.error(f"--{'size' if arguments.growth is None else 'growth or --size'}: {error}")
     if arguments.growth is None and not all((PEERS / peer).is_dir() for peer in ("trl-1.12", "classic")):
         parser.error("the peers are not installed; run make bench")
+    for flag, directory in (("--results", arguments.results), ("--work", arguments.work)):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=directory):
+                pass
+        except OSError as error:  # now, and not when the first numbers are to be written
+            parser.error(
+                f"{flag} {directory}: cannot be written to: {error.strerror}; name another directory"
+            )
     return arguments

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -127,8 +128,9 @@ class Running:
 
     def turn(self) -> dict[str, Any]:
         """What one turn of work did and cost."""
-        self._pipe(self.process.stdin).write("go\n")
-        self._pipe(self.process.stdin).flush()
+        with suppress(BrokenPipeError):  # it has ended, which its answer tells
+            self._pipe(self.process.stdin).write("go\n")
+            self._pipe(self.process.stdin).flush()
         return self._answer()
 
     def stop(self) -> None:

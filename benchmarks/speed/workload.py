@@ -18,6 +18,9 @@ from typing import Any
 
 PAD, BOS, EOS, FIRST_WORD = 0, 1, 2, 3
 CONTEXT = 1024
+SHORTEST_EXAMPLE = 16
+#: what a field of `Size` must be at least, where that is not 1; an answer of one token could only end
+_LEAST = {"example_batch": 0, "even": 0, "seed": 0, "answer": 2, "longest_example": SHORTEST_EXAMPLE}
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Size:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            least = 0 if field.name in ("example_batch", "even", "seed") else 1
+            least = _LEAST.get(field.name, 1)
             if getattr(self, field.name) < least:
                 raise ValueError(f"{field.name}={getattr(self, field.name)}: must be at least {least}")
         if self.hidden % (2 * self.heads):
@@ -158,7 +161,7 @@ def example_length(size: Size, source: random.Random, even: float | None = None)
         if even is None
         else math.exp(NormalDist(middle, spread).inv_cdf(even))
     )
-    return max(16, min(size.longest_example, int(drawn)))
+    return max(SHORTEST_EXAMPLE, min(size.longest_example, int(drawn)))
 
 
 def examples(size: Size) -> list[dict[str, list[int]]]:

@@ -7,11 +7,13 @@ TrainingArguments itself cannot be parsed into: making one opens the device. Thi
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rlhf_hw.arguments.json_object import json_object
 from rlhf_hw.compat.training_flags import (
     SECRETS,
     FlagField,
@@ -23,6 +25,13 @@ from rlhf_hw.errors import UserError
 
 #: every stage: what is not asked for is not reported, and the data keeps the columns the stage's collator reads
 _EVERY_STAGE: dict[str, Any] = {"report_to": ["none"], "remove_unused_columns": False}
+#: JSON objects, or files of one. (`--deepspeed` and `--fsdp_config` are read where they act.)
+_OBJECTS = (
+    "accelerator_config",
+    "gradient_checkpointing_kwargs",
+    "liger_kernel_config",
+    "lr_scheduler_kwargs",
+)
 
 
 @dataclass(kw_only=True)
@@ -99,9 +108,21 @@ def training_kwargs(flags: TrainingFlags, accepted: set[str]) -> tuple[dict[str,
     TrainingArguments is written into every checkpoint.
 
     Raises:
-        UserError: two flags contradict each other.
+        UserError: two flags contradict each other, or one names a file that holds no JSON object.
     """
-    return translate(flags.said(), accepted)
+    return translate(_with_files_read(flags.said()), accepted)
+
+
+def _with_files_read(said: dict[str, Any]) -> dict[str, Any]:
+    """`said`, with the JSON objects themselves where files of them were named: transformers reads only some."""
+    for name in _OBJECTS:
+        value = said.get(name)
+        if isinstance(value, str):
+            text = value.strip()
+            if not text.startswith("{"):
+                text = json.dumps(json_object(text, f"--{name}", "give a JSON object, or a file of one"))
+            said[name] = text
+    return said
 
 
 def training_environment(flags: TrainingFlags, accepted: set[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from torch import nn
 from rlhf_hw.arguments.fsdp import FSDPPlan
 from rlhf_hw.arguments.run import Run
 from rlhf_hw.arguments.sharding import deepspeed_is_bare, fsdp_plan, is_off, read_config, zero_stage
+from rlhf_hw.errors import UserError
 from rlhf_hw.estimate.live_bytes import BUCKETS, GRADIENTS, Bytes
 from rlhf_hw.trainers.fsdp import units_of
 
@@ -59,6 +60,19 @@ def _sizes(weights: Any) -> tuple[int, int]:
     )
 
 
+def _elements(zero: Mapping[str, Any], name: str) -> int:
+    """A size in DeepSpeed's section `zero_optimization`."""
+    said = zero.get(name, "auto")
+    if said == "auto":
+        return _DEFAULTS[name]
+    try:
+        return int(said)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(
+            f"--deepspeed: zero_optimization.{name} is {said!r}, expected a number of elements"
+        ) from None
+
+
 @dataclass(frozen=True)
 class Sharing:
     """How many processes there are, and what they share.
@@ -83,10 +97,7 @@ class Sharing:
         if is_off(said):
             return cls(processes, plan=plan)
         zero = {} if deepspeed_is_bare(said) else read_config(said).get("zero_optimization", {})
-        settings = {
-            name: default if zero.get(name, "auto") == "auto" else int(zero[name])
-            for name, default in _DEFAULTS.items()
-        }
+        settings = {name: _elements(zero, name) for name in _DEFAULTS}
         offload = run.sharding.offload or "offload_optimizer" in zero
         return cls(processes, stage, settings=settings, offload=offload)
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from rlhf_hw.arguments.reward import parse_reward
 from rlhf_hw.arguments.sft import parse_sft
 from rlhf_hw.arguments.training import accepted_fields, training_environment, training_kwargs
 from rlhf_hw.compat.training_flags import OLDER, groups_by_length, translate
+from rlhf_hw.errors import UserError
 
 SFT = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o"]
 OLD_STACK = accepted_fields(TrainingArguments) | {
@@ -55,6 +57,32 @@ def test_a_flag_given_with_the_default_value_is_passed_on() -> None:
 @pytest.mark.parametrize("flag", ["--evaluation_strategy", "--eval_strategy"])
 def test_evaluation_strategy_is_eval_strategy(flag: str) -> None:
     assert arguments(flag, "epoch").eval_strategy == "epoch"
+
+
+OBJECTS = (
+    "accelerator_config",
+    "gradient_checkpointing_kwargs",
+    "liger_kernel_config",
+    "lr_scheduler_kwargs",
+)
+
+
+@pytest.mark.parametrize("flag", OBJECTS)
+def test_a_json_object_may_lie_in_a_file(flag: str, tmp_path: Path) -> None:
+    file = tmp_path / "object.json"
+    file.write_text('{"a": 1}')
+    there, _ = training_kwargs(parse_sft([*SFT, f"--{flag}", str(file)]).training, NEW_STACK)
+    here, _ = training_kwargs(parse_sft([*SFT, f"--{flag}", ' {"a": 1}']).training, NEW_STACK)
+    name = flag if flag in here else flag.replace("gradient", "activation")
+    assert there[name] == here[name]
+    assert there[name] in ('{"a": 1}', {"a": 1})
+    with pytest.raises(
+        UserError, match=f"--{flag}: there is no file nowhere; give a JSON object, or a file of one"
+    ):
+        training_kwargs(parse_sft([*SFT, f"--{flag}", "nowhere"]).training, NEW_STACK)
+    file.write_text("[1]")
+    with pytest.raises(UserError, match="holds list, expected a JSON object"):
+        training_kwargs(parse_sft([*SFT, f"--{flag}", str(file)]).training, NEW_STACK)
 
 
 def test_no_cuda_is_the_cpu() -> None:

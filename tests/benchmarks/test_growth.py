@@ -102,6 +102,11 @@ def test_processes_of_a_side_are_told_together() -> None:
         (["--growth", "--turns", "0"], "--turns 0: must be at least 1"),
         (["--growth", "--size", "width=3"], "width=3: must be NAME=NUMBER"),
         (["--growth", "--size", "hidden=0"], "hidden=0: must be at least 1"),
+        (["--growth", "--size", "answer=1"], "answer=1: must be at least 2"),
+        (["--growth", "length=2"], "longest_example=8: must be at least 16"),
+        (["--growth", "batch=16", "batch=32"], "batch is named twice"),
+        (["--growth", "--results", __file__], f"--results {__file__}: cannot be written to: File exists"),
+        (["--growth", "--work", f"{__file__}/work"], "/work: cannot be written to: Not a directory"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -111,6 +116,16 @@ def test_what_cannot_be_measured_is_refused(
         options.parse(None, words)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_side_that_ended_while_it_waited_is_told_of(tmp_path: Path) -> None:
+    program = tmp_path / "ends.py"
+    program.write_text("import sys\nprint('{}', flush=True)\nsys.exit('out of memory')\n")
+    side = sides.Running(sides.Side("brief", str(program)), [], 1, tmp_path / "log")
+    side.wait_until_ready()
+    side.process.wait()
+    with pytest.raises(SystemExit, match=r"brief: ended by itself; [^\n]*\nout of memory"):
+        side.turn()
 
 
 def found_point(side: str, weights: int, cpu: float, along: list[str]) -> dict[str, Any]:
