@@ -19,7 +19,12 @@ from backends.base import (
     MemoryStatistics,
     Precision,
 )
-from backends.quantization import INSTALLED, bitsandbytes_config, leave_weights_as_they_were_quantized
+from backends.quantization import (
+    INSTALLED,
+    bitsandbytes_config,
+    leave_weights_as_they_were_quantized,
+    multiply_8_bits_in_one_way,
+)
 from backends.shapes import DynamicShapes, ShapePolicy
 
 
@@ -94,7 +99,10 @@ class CPUBackend(Backend):
         self, bits: int, double_quant: bool, quant_type: str, precision: Precision
     ) -> Any:
         config = bitsandbytes_config(bits, double_quant, quant_type, precision)
-        leave_weights_as_they_were_quantized()
+        if bits == 8:
+            multiply_8_bits_in_one_way()
+        else:
+            leave_weights_as_they_were_quantized()
         return config
 
     @property

@@ -40,3 +40,31 @@ def leave_weights_as_they_were_quantized() -> None:
     import bitsandbytes.nn.modules as modules
 
     modules.has_avx512bf16 = lambda: False
+
+
+def multiply_8_bits_in_one_way() -> None:
+    """Let a CPU work with 8-bit weights as they are unpacked, in evaluation as in training.
+
+    bitsandbytes 0.50 does so in training alone; in evaluation it rounds a layer's inputs to 8 bits too, but for the columns
+    that are large in some row of the batch. PPO compares the two: its first ratios would be away from 1, and a score would
+    depend on the rows beside it.
+
+    Raises:
+        BackendError: this bitsandbytes cannot train on such weights here.
+    """
+    import bitsandbytes
+    from bitsandbytes.autograd import _functions
+
+    unpacked = getattr(_functions, "MatMul8bitFp", None)
+    if unpacked is None:
+        raise BackendError(
+            f"--load_in_8bit: bitsandbytes {bitsandbytes.__version__} does not train on 8-bit weights on a CPU; "
+            "pip install --upgrade bitsandbytes"
+        )
+
+    def matmul(
+        inputs: Any, weight: Any, out: Any = None, state: Any = None, *_: Any, bias: Any = None
+    ) -> Any:
+        return unpacked.apply(inputs, weight, out, bias, state)
+
+    bitsandbytes.matmul = matmul

@@ -66,6 +66,28 @@ def test_looking_at_a_layer_changes_nothing_of_it() -> None:
     assert inputs.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_layer_answers_alike_in_evaluation_and_in_training(bits: int) -> None:
+    """PPO's ratio compares the two. And each row by itself: another row's large inputs do not change it."""
+    CPUBackend().quantization_config(bits, True, "nf4", CPUBackend().precision(False, None))
+    torch.manual_seed(0)
+    weights, inputs = torch.randn(32, 64), torch.randn(3, 64)
+    inputs[0, 5] = 50.0
+    if bits == 4:
+        layer = bnb.nn.Linear4bit(64, 32, bias=False, compute_dtype=torch.float32)
+        layer.weight = bnb.nn.Params4bit(weights, requires_grad=False, quant_type="nf4")
+    else:
+        layer = bnb.nn.Linear8bitLt(64, 32, bias=False, has_fp16_weights=False, threshold=6.0)
+        layer.weight = bnb.nn.Int8Params(weights, requires_grad=False, has_fp16_weights=False)
+    layer = layer.to("cpu").eval()
+    with torch.no_grad():
+        seen = layer(inputs)
+        assert torch.allclose(layer(inputs[1:]), seen[1:], atol=1e-5)
+    assert torch.equal(layer.train()(inputs), seen)
+    exact = inputs @ weights.T
+    assert (seen - exact).norm() < 0.15 * exact.norm()
+
+
 def test_one_4_bit_base_gives_the_numbers_of_one_for_each_role(
     stages: tuple[Path, Path], run: Run, ppo_flags: list[object]
 ) -> None:
