@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from typing import Any
@@ -39,7 +40,7 @@ def make_training_arguments(
     idle = sorted(set(hardware) - accepted)
     if idle:
         lines = [f"without effect here: {', '.join('--' + name for name in idle)}", *lines]
-    kwargs = backend.training_argument_defaults() | kwargs
+    kwargs = _over(backend.training_argument_defaults(), kwargs)
     if run.ragged_batches and backend.groups_by_length:
         kwargs = length_grouping(True, accepted) | kwargs
     kwargs |= {"bf16": precision.autocast == "bf16", "fp16": precision.autocast == "fp16"}
@@ -66,6 +67,20 @@ def make_training_arguments(
             *lines,
         ]
     return args, precision, lines
+
+
+def _over(defaults: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    """What was said, and else the defaults; of a JSON object too what was not said of it."""
+    found = defaults | said
+    for name, default in defaults.items():
+        value = found[name]
+        if isinstance(default, dict) and isinstance(value, str):
+            found[name] = json.dumps(
+                default | json.loads(value)
+            )  # transformers reads more than JSON out of a text
+        elif isinstance(default, dict) and isinstance(value, dict):
+            found[name] = default | value
+    return found
 
 
 def _refuse(backend: Backend, said: dict[str, Any]) -> None:

@@ -51,6 +51,27 @@ def test_a_gpu_copies_batches_while_it_works() -> None:
     assert defaults["accelerator_config"] == {"non_blocking": True}
 
 
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        (["--split_batches"], {"split_batches": True, "non_blocking": True}),
+        (["--accelerator_config", '{"even_batches": false}'], {"even_batches": False, "non_blocking": True}),
+        (["--accelerator_config", "FILE"], {"split_batches": True, "non_blocking": True}),
+        (["--accelerator_config", '{"non_blocking": false}'], {"non_blocking": False}),
+    ],
+)
+def test_what_is_said_of_batches_leaves_the_rest_to_the_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], found: dict[str, bool]
+) -> None:
+    defaults = CUDABackend().training_argument_defaults()
+    monkeypatch.setattr(CPUBackend, "training_argument_defaults", lambda self: defaults)
+    file = tmp_path / "batches.json"
+    file.write_text('{"split_batches": true}')
+    run = parse_sft([*FLAGS, *(str(file) if word == "FILE" else word for word in flags)])
+    args, _, _ = make_training_arguments(run, CPUBackend(), {})
+    assert found.items() <= args.accelerator_config.to_dict().items()
+
+
 def test_a_loss_that_is_no_number_is_logged_as_one(tmp_path: Path) -> None:
     """Not as the mean of those before it."""
     defaults = CPUBackend().training_argument_defaults()
