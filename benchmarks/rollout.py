@@ -1,10 +1,11 @@
 """Rollout engines against each other: CPU seconds of answering the same prompts, one thread, turn and turn about.
 
-    OMP_NUM_THREADS=1 python benchmarks/rollout.py [--device cuda] [--turns 9] [--hidden 256 --layers 4 …]
+    OMP_NUM_THREADS=1 python benchmarks/rollout.py [--device cuda] [--turns 9] [--rows 8] [--hidden 256 --layers 4 …]
 
 A Llama made from a seed answers `--batch` prompts of 8 to 64 tokens with at most 64 tokens, each the last with probability
 1/40. All engines draw from the same seeds. Each turn has prompts of its own; the first is not counted; a number is the median
-of the others. On a GPU wall-clock seconds are counted, the device waited for. Writes results/rollout.md and rollout.json.
+of the others. `--rows`: so many are answered at a time, as PPO does with `--generation_batches`. On a GPU wall-clock seconds
+are counted, the device waited for. Writes results/rollout.md and rollout.json.
 """
 
 from __future__ import annotations
@@ -117,11 +118,19 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--turns", type=int, default=9, help="counted turns of each engine")
     parser.add_argument("--batch", type=int, default=32, help="prompts a turn")
+    parser.add_argument("--rows", type=int, help="prompts that are answered at a time (default: all)")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    for name in ("turns", "batch", "rows", "hidden", "layers", "vocabulary"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            parser.error(f"--{name}: got {value}, expected at least 1")
+    try:
+        arguments.results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--results {arguments.results}: {error.strerror}; name another directory")
     if arguments.device == "cpu":
         torch.set_num_threads(1)
     try:
@@ -129,14 +138,17 @@ def main() -> None:
     except BackendError as error:
         parser.error(str(error))
     model, words = policy(arguments).to(backend.device), tokenizer()
+    rows_at_a_time = arguments.rows
     engines: dict[str, RolloutEngine] = {
-        "generate": GenerateEngine(words, options=backend.generation_options()),
-        "compact": CompactEngine(words, options=backend.decoding_options()),
+        "generate": GenerateEngine(words, None, rows_at_a_time, backend.generation_options()),
+        "compact": CompactEngine(words, None, rows_at_a_time, backend.decoding_options()),
     }
     if why_no_continuous_batching() is None:
         from rlhf_hw.rollout.continuous import ContinuousEngine
 
-        engines["continuous"] = ContinuousEngine(words, options=backend.decoding_options("continuous"))
+        engines["continuous"] = ContinuousEngine(
+            words, None, rows_at_a_time, backend.decoding_options("continuous")
+        )
     rows = []
     for precision in ("fp32", "bf16 autocast"):
         seconds, different, tokens = measure(engines, model, backend, arguments, autocast=precision != "fp32")
@@ -162,7 +174,6 @@ def main() -> None:
 
 def write(rows: list[dict[str, Any]], backend: Backend, arguments: argparse.Namespace, weights: int) -> None:
     """results/rollout.json and rollout.md."""
-    arguments.results.mkdir(parents=True, exist_ok=True)
     (arguments.results / "rollout.json").write_text(json.dumps(rows, indent=1) + "\n")
     threads = f"{torch.get_num_threads()} thread(s) of {os.cpu_count()} cores, {platform.machine()}"
     hardware = threads if arguments.device == "cpu" else str(backend.describe()["card"])
@@ -171,7 +182,8 @@ def write(rows: list[dict[str, Any]], backend: Backend, arguments: argparse.Name
         "# Rollout engines",
         "",
         f"`benchmarks/rollout.py`, {datetime.date.today()}, {hardware}; torch {torch.__version__}, transformers "
-        f"{transformers.__version__}. {weights / 1e6:.1f}M weights, {arguments.batch} prompts of {SHORTEST} to {LONGEST} tokens, "
+        f"{transformers.__version__}. {weights / 1e6:.1f}M weights, {arguments.batch} prompts of {SHORTEST} to {LONGEST} tokens"
+        f"{f', {arguments.rows} at a time' if arguments.rows else ''}, "
         f"{rows[0]['answer_tokens']} answer tokens a turn; medians of {arguments.turns} turns, engines turn and turn about.",
         "",
         f"| precision | engine | {unit} a turn (least to most) | times as fast as generate | answers unlike generate's |",
