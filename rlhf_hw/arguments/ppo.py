@@ -358,4 +358,7 @@ def notes_on(ppo: PPOArguments, given: frozenset[str]) -> list[str]:
         notes.append(
             "--init_value_with_reward: the value function is a model of its own (--value_model separate)"
         )
+    for name in ("group_by_length", "train_sampling_strategy"):
+        if name in given:
+            notes.append(f"--{name}: no effect in PPO, whose batches are the answers of an update")
     return notes

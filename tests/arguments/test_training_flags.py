@@ -231,3 +231,10 @@ def test_flags_about_rollouts_say_where_there_are_none(parse: Any, model: str) -
     line = "--ignore_eos, --reuse_cache: no effect in this stage; only PPO has rollouts to act in"
     assert (line in notes) == (parse is not parse_ppo)
     assert not any("rollouts" in note for note in parse(words).notes)
+
+
+def test_ppo_says_that_its_batches_are_not_of_rows() -> None:
+    words = ["--model_name", "m", "--reward_model_name", "r", "--dataset_name", "d"]
+    (note,) = parse_ppo([*words, "--group_by_length"]).notes
+    assert note.startswith("--group_by_length: no effect in PPO")
+    assert parse_ppo(words).notes == ()
