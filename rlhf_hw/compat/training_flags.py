@@ -118,9 +118,14 @@ def groups_by_length(training_arguments: Any) -> bool:
 
 
 def _group_by_length(value: bool, kwargs: dict[str, Any], accepted: set[str]) -> Translation:
-    if not value and "train_sampling_strategy" in kwargs:
-        return {}, None
-    return length_grouping(value, accepted), None
+    strategy = kwargs.get("train_sampling_strategy")
+    if strategy is None:
+        return length_grouping(value, accepted), None
+    if value is not (strategy == "group_by_length"):
+        raise UserError(
+            f"--group_by_length {value} and --train_sampling_strategy {strategy} contradict each other; give one"
+        )
+    return {}, None
 
 
 def _adafactor(value: bool, kwargs: dict[str, Any], accepted: set[str]) -> Translation:

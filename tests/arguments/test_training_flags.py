@@ -111,6 +111,17 @@ def test_group_by_length_samples_by_length() -> None:
     assert not groups_by_length(arguments())
 
 
+@pytest.mark.parametrize(("grouped", "strategy"), [(True, "sequential"), (False, "group_by_length")])
+def test_two_orders_of_the_data_contradict_each_other(grouped: bool, strategy: str) -> None:
+    given, accepted = {"train_sampling_strategy": strategy}, NEW_STACK | {"train_sampling_strategy"}
+    with pytest.raises(
+        UserError, match=f"--group_by_length {grouped} and --train_sampling_strategy {strategy}"
+    ):
+        translate({**given, "group_by_length": grouped}, accepted)
+    for agreeing in (not grouped, None):
+        assert translate({**given, "group_by_length": agreeing}, accepted)[0] == given
+
+
 def test_adafactor_is_an_optimizer() -> None:
     assert arguments("--adafactor").optim == "adafactor"
     assert arguments("--adafactor=False", "--optim", "sgd").optim == "sgd"
