@@ -52,14 +52,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit() -> str:
-    """Which version of this project measured, as git names it; empty where there is no git to ask."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+def commit(root: Path = ROOT) -> str:
+    """Which version of this project measured, as git names it; empty where there is no git to ask.
+
+    `-dirty`: with changes that are not committed, those of the results apart, which the programs write themselves.
+    """
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changes = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return git("describe", "--always") + ("-dirty" if git(*changes) else "")
     except FileNotFoundError:
         return ""
-    return done.stdout.strip()
 
 
 def cpu_name() -> str:

@@ -1,6 +1,7 @@
 """What a run of the speed benchmark leaves behind: rows as they are finished, merged where they are comparable."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,27 @@ def test_a_finished_row_proves_its_work_or_says_that_it_does_not() -> None:
         ready[pair.theirs] = {"check": [[0.1, 1.0], [0.2, wrong]]}
         (line,) = table.finished(pair, *arguments)["unequal"]
         assert "losses of one batch differ by" in line
+
+
+def test_results_that_were_written_are_no_change_of_the_version(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=n", "-c", "user.email=e@x.example")
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    assert record.commit(tmp_path) == ""  # no repository
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    for file in (results / "speed.md", tmp_path / "code.py"):
+        file.write_text("old")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    clean = record.commit(tmp_path)
+    assert clean
+    (results / "speed.md").write_text("new")
+    assert record.commit(tmp_path) == clean
+    (tmp_path / "code.py").write_text("new")
+    assert record.commit(tmp_path) == f"{clean}-dirty"
 
 
 @pytest.mark.parametrize(("text", "said"), [("[", "is not JSON"), ('{"a": 1}', "is no list of rows")])
