@@ -6,6 +6,7 @@ out itself, of the head's output at its targets alone.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ def fuse_kernels(model: nn.Module, config: Mapping[str, Any] | None = None) -> N
     """Put Liger's kernels into `model`, PEFT or not. `config`: which ones (`rope`, `rms_norm`, `swiglu`, …); else all.
 
     Raises:
-        UserError: there are none for such a model, or the config asks for a loss.
+        UserError: there are none for such a model, or the config asks for a loss or names a kernel that there is not.
     """
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
@@ -45,4 +46,11 @@ def fuse_kernels(model: nn.Module, config: Mapping[str, Any] | None = None) -> N
     kind = inner.config.model_type
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise UserError(f"--use_liger_kernel: Liger has no kernels for a {kind} model; leave it out")
+    # Liger itself passes over a name that it does not know
+    known = set(inspect.signature(MODEL_TYPE_TO_APPLY_LIGER_FN[kind]).parameters) - {"model", *FUSED_LOSSES}
+    unknown = sorted(set(config or {}) - known - set(FUSED_LOSSES))
+    if unknown:
+        raise UserError(
+            f"--liger_kernel_config: Liger has no {unknown[0]} for a {kind} model; there are {', '.join(sorted(known))}"
+        )
     _apply_liger_kernel_to_instance(model=inner, **{**dict.fromkeys(FUSED_LOSSES, False), **(config or {})})

@@ -19,6 +19,18 @@ from rlhf_hw.errors import UserError
 FLAGS = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o", "--device", "cpu"]
 
 
+def of_a_llama(
+    rope: bool = True,
+    cross_entropy: bool = False,
+    fused_linear_cross_entropy: bool = True,
+    rms_norm: bool = True,
+    swiglu: bool = True,
+    model: Any = None,
+) -> None:
+    """The signature of Liger's function of this purpose."""
+    raise AssertionError("Liger calls it")
+
+
 @pytest.fixture
 def liger(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
     """A library of Liger's name and functions, which lists what it is asked to change."""
@@ -32,7 +44,7 @@ def liger(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
         )
     )
     transformers._apply_liger_kernel_to_instance = lambda model, **kwargs: asked.append((model, kwargs))  # type: ignore[attr-defined]
-    patch.MODEL_TYPE_TO_APPLY_LIGER_FN = {"llama": None}  # type: ignore[attr-defined]
+    patch.MODEL_TYPE_TO_APPLY_LIGER_FN = {"llama": of_a_llama}  # type: ignore[attr-defined]
     for module in (package, transformers, patch):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return asked
@@ -56,6 +68,12 @@ def test_the_transformers_model_is_patched_without_a_loss(
 def test_a_model_without_kernels_is_refused(tmp_path: Path, liger: Any) -> None:
     with pytest.raises(UserError, match="--use_liger_kernel: Liger has no kernels for a gpt2 model"):
         sft_trainer(tmp_path, tiny_model("gpt2"), use_liger_kernel=True)
+
+
+def test_a_kernel_that_there_is_not_is_refused(tmp_path: Path, liger: Any) -> None:
+    with pytest.raises(UserError, match="no ropes for a llama model; there are rms_norm, rope, swiglu"):
+        sft_trainer(tmp_path, tiny_model(), use_liger_kernel=True, liger_kernel_config={"ropes": False})
+    assert liger == []
 
 
 def test_backends_without_such_kernels_refuse_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
