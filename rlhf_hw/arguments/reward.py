@@ -110,3 +110,9 @@ def check_reward(run: RewardRun) -> None:
     at_least(0, run.stage, "num_padding_at_beginning")
     if run.peft.peft not in ("lora", None):
         raise UserError(f"--peft: got {run.peft.peft}, but a reward model takes lora or none")
+    if (
+        getattr(run.training, "train_sampling_strategy", None) == "batch_rebalance"
+    ):  # not in every transformers
+        raise UserError(
+            "--train_sampling_strategy batch_rebalance: transformers measures no pairs; give group_by_length or random"
+        )

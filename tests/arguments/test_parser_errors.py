@@ -163,6 +163,12 @@ def test_reward_models_take_lora_or_no_adapter(refused: Refused) -> None:
     assert "--peft: got prefix" in refused(parse_reward, *REWARD, "--peft", "prefix")
 
 
+def test_pairs_are_not_rebalanced_by_a_length_that_nobody_measures(refused: Refused) -> None:
+    """An older transformers knows no such flag; the one line names it too."""
+    line = refused(parse_reward, *REWARD, "--train_sampling_strategy", "batch_rebalance")
+    assert "--train_sampling_strategy" in line
+
+
 def test_merging_into_the_adapters_own_directory_is_refused(refused: Refused) -> None:
     assert "--output_name" in refused(parse_merge, "--adapter_model_name", "a", "--output_name", "./a/")
 
