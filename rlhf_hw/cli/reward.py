@@ -12,6 +12,7 @@ from rlhf_hw.cli.session import Session
 from rlhf_hw.data.collate import PairCollator
 from rlhf_hw.data.lengths import row_lengths
 from rlhf_hw.data.tokenize import for_reward
+from rlhf_hw.errors import UserError
 from rlhf_hw.models.load import load_sequence_classifier
 from rlhf_hw.models.reward_model import RewardModel
 from rlhf_hw.trainers import trainer_for
@@ -28,6 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, load, train, save the model with its scores' statistics."""
     run = parse_reward(argv)
     session = Session.open("reward", run, argv)
+    if session.args.accelerator_config.dispatch_batches:
+        raise UserError(
+            "--dispatch_batches: a batch holds the chosen answers and then the rejected ones, which would go to different "
+            "processes; leave it out"
+        )
     name = run.model.model_name_or_path
     session.check_models(
         model_name_or_path=name, config_name=run.model.config_name, tokenizer_name=run.model.tokenizer_name

@@ -104,6 +104,17 @@ def test_rows_without_a_rejected_answer_are_no_pairs(
     assert "there is no rejected answer" in line
 
 
+@pytest.mark.parametrize(
+    "flags", [["--dispatch_batches"], ["--accelerator_config", '{"dispatch_batches": true}']]
+)
+def test_pairs_are_not_cut_by_rows(
+    refused: Callable[..., str], language_model_flags: list[object], workplace: Path, flags: list[str]
+) -> None:
+    write_rows(workplace / "pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    line = refused("reward", *language_model_flags, *OUT, "--train_file", "pairs.jsonl", *flags)
+    assert "--dispatch_batches: a batch holds the chosen answers" in line
+
+
 @pytest.mark.parametrize("both", [True, False])
 def test_ppo_wants_one_kind_of_reward(
     both: bool, refused: Callable[..., str], ppo_flags: list[object], text_llama_dir: Path
