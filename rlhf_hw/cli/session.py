@@ -24,17 +24,19 @@ from rlhf_hw.arguments.run import Run
 from rlhf_hw.arguments.sharding import fsdp_plan
 from rlhf_hw.cli.sharding import evaluate_at_the_start, is_sharded, sharding_notes
 from rlhf_hw.cli.training_arguments import make_training_arguments
+from rlhf_hw.compat.activation_checkpointing import can_recompute
 from rlhf_hw.data.sources import DataSource, Purpose, Splits, load_splits
 from rlhf_hw.errors import UserError
 from rlhf_hw.models.adapters import attach_adapter, check_trains, configured_adapter, count_parameters
 from rlhf_hw.models.layer_classes import check_layer_classes
 from rlhf_hw.models.load import LoadOptions, check_model_path, check_tokenizer_path, load_tokenizer
-from rlhf_hw.models.wrapping import set_dropout
+from rlhf_hw.models.wrapping import set_dropout, without_adapters
 from rlhf_hw.report.callback import RunDirectoryCallback
 from rlhf_hw.report.progress import StageProgress
 from rlhf_hw.run_directory import RunDirectory
 from rlhf_hw.run_files import last_checkpoint
 from rlhf_hw.secrets import SecretVault, install_log_filter, redact_argv
+from rlhf_hw.trainers.base import decoders
 from rlhf_hw.trainers.finished import nothing_left, steps_of
 from rlhf_hw.trainers.sharding import leave_models_whole
 
@@ -318,6 +320,12 @@ class Session:
         trainer.add_callback(RunDirectoryCallback(run))
         trained, total = count_parameters(trainer.model)
         self.say(f"training {trained:,} of {total:,} parameters")
+        for model in decoders(trainer.model) if self.args.gradient_checkpointing else ():
+            if not can_recompute(model):
+                self.say(
+                    f"--gradient_checkpointing: no effect, the layers of {type(without_adapters(model)).__name__} recompute "
+                    "nothing; memory is as without it"
+                )
         checkpoint = self.checkpoint()
         if (
             self.args.do_train

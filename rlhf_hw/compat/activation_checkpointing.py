@@ -6,9 +6,13 @@ when optimum-habana's stack (transformers 4.55) is dropped: then `RecomputesActi
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rlhf_hw.models.wrapping import trunk
 
 
 class RecomputesActivations:
@@ -43,3 +47,16 @@ def _enable(model: Any, kwargs: dict[str, Any] | None, **options: Any) -> None:
         model.activation_checkpointing_enable(kwargs, **options)
     else:
         model.gradient_checkpointing_enable(kwargs)
+
+
+def can_recompute(model: nn.Module) -> bool:
+    """Whether layers of `model` are worked out again in the backward pass once that is enabled.
+
+    transformers' own are; some of optimum-habana's are modules of its own that know nothing of it, and say nothing.
+    """
+    for module in trunk(model).modules():
+        written = inspect.unwrap(type(module).forward)
+        asks = "_gradient_checkpointing_func" in getattr(getattr(written, "__code__", None), "co_names", ())
+        if asks or isinstance(module, GradientCheckpointingLayer):
+            return True
+    return False

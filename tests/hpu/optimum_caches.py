@@ -9,10 +9,12 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from backends import optimum_habana
+from rlhf_hw.compat.activation_checkpointing import can_recompute
 
 KIND, *ARCHITECTURES = sys.argv[1:]
 MODELS = "optimum.habana.transformers.models"
@@ -45,6 +47,38 @@ def cache(name: str) -> None:
 def generate(architecture: str) -> None:
     """fp32 weights answer under bf16 autocast, as a rollout of PPO runs: each token is the likeliest one, as a pass without
     a cache has it."""
+    model = model_of(architecture).to("hpu").eval()
+    ids = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]], device="hpu")
+    options = {"static_shapes": True, "ignore_eos": True, "lazy_mode": True, "hpu_graphs": False}
+    options |= {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad(), torch.autocast("hpu", dtype=torch.bfloat16):
+        answered = model.generate(input_ids=ids, use_cache=True, **options)
+        logits = model(answered, use_cache=False).logits[:, ids.shape[1] - 1 : -1].float().cpu()
+    chosen = logits.gather(-1, answered[:, ids.shape[1] :].cpu().unsqueeze(-1)).squeeze(-1)
+    behind = (logits.amax(-1) - chosen).max() / logits.std()
+    assert behind < 0.05, (
+        f"a token's logit is {behind:.2g} standard deviations below the largest"
+    )  # bf16 has 8 bits
+
+
+def recomputes(architecture: str) -> None:
+    """What is said of gradient checkpointing (`can_recompute`) is what happens: a layer's forward pass runs twice, or not."""
+    from transformers.pytorch_utils import Conv1D
+
+    model = model_of(architecture).to("hpu").train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    mapped = [module for module in model.modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
+    calls: list[None] = []
+    mapped[0].register_forward_hook(lambda *_: calls.append(None))
+    ids = torch.tensor([[3, 4, 5, 6, 7]], device="hpu")
+    outputs = model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    outputs.logits.sum().backward()
+    assert can_recompute(model) == (len(calls) == 2), f"runs {len(calls)} times"
+    assert can_recompute(model) or architecture in ("opt", "gpt2"), "recomputes nothing"
+
+
+def model_of(architecture: str) -> Any:
+    """A small random causal language model."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -69,18 +103,7 @@ def generate(architecture: str) -> None:
         initializer_range=0.25,
     )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).to("hpu").eval()
-    ids = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]], device="hpu")
-    options = {"static_shapes": True, "ignore_eos": True, "lazy_mode": True, "hpu_graphs": False}
-    options |= {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(ids)}
-    with torch.no_grad(), torch.autocast("hpu", dtype=torch.bfloat16):
-        answered = model.generate(input_ids=ids, use_cache=True, **options)
-        logits = model(answered, use_cache=False).logits[:, ids.shape[1] - 1 : -1].float().cpu()
-    chosen = logits.gather(-1, answered[:, ids.shape[1] :].cpu().unsqueeze(-1)).squeeze(-1)
-    behind = (logits.amax(-1) - chosen).max() / logits.std()
-    assert behind < 0.05, (
-        f"a token's logit is {behind:.2g} standard deviations below the largest"
-    )  # bf16 has 8 bits
+    return AutoModelForCausalLM.from_config(config)
 
 
 def outcome(check: Callable[..., None], *arguments: str) -> str:
@@ -100,4 +123,6 @@ with optimum_habana._own_pip_first(), optimum_habana._torchvision_importable():
 found = {"recompute": outcome(recompute)}
 found |= {f"cache {name}": outcome(cache, name) for name in CACHES}
 found |= {f"generate {name}": outcome(generate, name) for name in ARCHITECTURES}
+if KIND == "mended":
+    found |= {f"recomputes {name}": outcome(recomputes, name) for name in ARCHITECTURES}
 print(json.dumps(found))

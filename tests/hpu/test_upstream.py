@@ -83,3 +83,9 @@ def test_fp32_weights_answer_under_bf16_with_a_cache_as_without(
     mended: dict[str, str], architecture: str
 ) -> None:
     assert mended[f"generate {architecture}"] == ""
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_whether_layers_recompute_is_told_as_it_is(mended: dict[str, str], architecture: str) -> None:
+    """optimum-habana's OPT and GPT-2 recompute nothing, which a run says."""
+    assert mended[f"recomputes {architecture}"] == ""
