@@ -12,7 +12,7 @@ from typing import Any
 
 import memory
 import torch
-from record import Record, this_run
+from kept_runs import Record, this_run
 from report import report
 from sides import Running, sides
 from table import ROWS, Row, finished

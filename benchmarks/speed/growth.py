@@ -20,7 +20,7 @@ from typing import Any
 
 from comparison import Rates, Turn, log_of, take_turn
 from growth_report import draw, exponents, report
-from record import load, this_run, write
+from kept_runs import load, this_run, write
 from sides import PEERS, Running, sides
 from table import WORK, Row, loss_difference, phase_flops, phase_shares, unequal_losses, unequal_work
 from team import OF_EACH

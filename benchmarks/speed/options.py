@@ -9,7 +9,7 @@ from tempfile import TemporaryFile
 
 import growth
 import memory
-from record import read_rows
+from kept_runs import read_rows
 from sides import PEERS, ROOT
 from table import ROWS
 from workload import Size, changed

@@ -15,7 +15,6 @@ import sides
 import team
 import workload
 
-from rlhf_hw.rollout import compact, generate, sampling
 from rlhf_hw.trainers import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,11 +195,8 @@ class Noted:
         self.facts[name] = self.facts.get(name, 0) + amount
 
 
+@pytest.mark.usefixtures("drawing_as_it_was")
 def test_a_side_works_through_all_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (compact, generate, sampling):  # what the benchmark replaces, to be put back
-        for name in ("uniforms", "sample_tokens"):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setattr(metrics, "time", metrics.time)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # which transformers 4 sets: to be put back
     base = workload.changed(growth.BASE, SMALL)

@@ -8,8 +8,6 @@ import pytest
 import table
 import workload
 
-from rlhf_hw.rollout import compact, generate, sampling
-
 SMALL = workload.Size(
     hidden=64, layers=1, vocabulary=64, prompts=4, batch=4, minibatch=2, epochs=1, longest_prompt=12, answer=8
 )
@@ -34,11 +32,8 @@ def test_every_prompt_is_answered_once_before_any_is_twice() -> None:
     assert sorted(updates[0] + updates[1]) == sorted(updates[2] + updates[3]) == list(range(8))
 
 
-def test_our_side_learns_from_the_planned_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (compact, generate, sampling):  # what the benchmark replaces, to be put back
-        for name in ("uniforms", "sample_tokens"):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, getattr(module, name))
+@pytest.mark.usefixtures("drawing_as_it_was")
+def test_our_side_learns_from_the_planned_answers(tmp_path: Path) -> None:
     workload.make_materials(tmp_path, SMALL)
     size, data = workload.read_materials(tmp_path)
     trainer = ours.ppo_trainer(

@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import kept_runs
 import options
 import pytest
-import record
 import report
 import sides
 import table
@@ -56,19 +56,19 @@ def row(name: str, run: dict[str, Any] | None = None, **change: Any) -> dict[str
 )
 def test_rows_stay_beside_those_of_a_comparable_run(change: dict[str, Any], stays: bool) -> None:
     old = [row("a", {**RUN, **change}, ours=1.0), row("b", {**RUN, **change})]
-    rows, replaced = record.merged(old, RUN, [row("a", RUN)], ["b", "a"])
+    rows, replaced = kept_runs.merged(old, RUN, [row("a", RUN)], ["b", "a"])
     assert [found["name"] for found in rows] == (["b", "a"] if stays else ["a"])
     assert rows[-1]["ours"] == 2.0  # the new one
     assert [found["name"] for found in replaced] == ([] if stays else ["b"])
 
 
 def test_rows_that_do_not_say_their_run_do_not_stay() -> None:
-    assert record.merged([row("b")], RUN, [row("a", RUN)], ["b", "a"])[1] == [row("b")]
+    assert kept_runs.merged([row("b")], RUN, [row("a", RUN)], ["b", "a"])[1] == [row("b")]
 
 
 def test_each_finished_group_is_on_disk_before_the_next(tmp_path: Path) -> None:
     kept = row("c", {**RUN, "started": "01:00:00 UTC"})
-    book = record.Record(tmp_path, RUN, [kept], ["a", "b", "c"], report.report)
+    book = kept_runs.Record(tmp_path, RUN, [kept], ["a", "b", "c"], report.report)
     assert not (tmp_path / "speed.json").exists()  # nothing is finished: what was there stays as it was
     book.add([row("b")])
     first = json.loads((tmp_path / "speed.json").read_text())
@@ -107,7 +107,7 @@ def test_results_that_were_written_are_no_change_of_the_version(tmp_path: Path) 
         who = ("-c", "user.name=n", "-c", "user.email=e@x.example")
         subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
 
-    assert record.commit(tmp_path) == ""  # no repository
+    assert kept_runs.commit(tmp_path) == ""  # no repository
     results = tmp_path / "benchmarks" / "results"
     results.mkdir(parents=True)
     for file in (results / "speed.md", tmp_path / "code.py"):
@@ -115,12 +115,12 @@ def test_results_that_were_written_are_no_change_of_the_version(tmp_path: Path) 
     git("init")
     git("add", ".")
     git("commit", "-m", "all")
-    clean = record.commit(tmp_path)
+    clean = kept_runs.commit(tmp_path)
     assert clean
     (results / "speed.md").write_text("new")
-    assert record.commit(tmp_path) == clean
+    assert kept_runs.commit(tmp_path) == clean
     (tmp_path / "code.py").write_text("new")
-    assert record.commit(tmp_path) == f"{clean}-dirty"
+    assert kept_runs.commit(tmp_path) == f"{clean}-dirty"
 
 
 @pytest.mark.parametrize(("text", "said"), [("[", "is not JSON"), ('{"a": 1}', "is no list of rows")])
