@@ -7,8 +7,7 @@ ask the device whether the mask hides anything, which would make the host wait f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakSet
 
@@ -18,7 +17,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rlhf_hw.models.unpadded import ADAPTERS, FAMILIES
-from rlhf_hw.models.wrapping import foreign_module, is_peft, trunk, unwrap, without_adapters
+from rlhf_hw.models.wrapping import attending_by, foreign_module, is_peft, trunk, unwrap, without_adapters
 
 #: an attention that transformers makes no mask for
 ATTENTION = "rlhf_hw_right_padded"
@@ -53,19 +52,12 @@ def leaves_masks_out(model: nn.Module) -> bool:
     return trunk(model) in _maskless
 
 
-@contextmanager
-def without_mask(model: nn.Module) -> Iterator[None]:
+def without_mask(model: nn.Module) -> AbstractContextManager[None]:
     """Inside, `model` takes right-padded rows [B, T] and no mask.
 
     Activations that are recomputed later, outside, take transformers' way without a mask: the same operations.
     """
-    config = without_adapters(unwrap(model)).config
-    before = config._attn_implementation
-    config._attn_implementation = ATTENTION
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    return attending_by(without_adapters(unwrap(model)).config, ATTENTION)
 
 
 def attend_causally(

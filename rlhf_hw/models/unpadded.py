@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from rlhf_hw.models.wrapping import foreign_module, is_peft, trunk, unwrap, without_adapters
+from rlhf_hw.models.wrapping import attending_by, foreign_module, is_peft, trunk, unwrap, without_adapters
 
 ATTENTION = "rlhf_hw_rows"
 #: whose attention goes through transformers' interface, and whose positions are what `position_ids` says
@@ -132,12 +132,11 @@ class _InItsRows:
 
 @contextmanager
 def _by_rows(config: Any, lengths: Sequence[int]) -> Iterator[None]:
-    before, token = config._attn_implementation, _lengths.set(lengths)
-    config._attn_implementation = ATTENTION
+    token = _lengths.set(lengths)
     try:
-        yield
+        with attending_by(config, ATTENTION):
+            yield
     finally:
-        config._attn_implementation = before
         _lengths.reset(token)
 
 

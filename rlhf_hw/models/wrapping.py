@@ -93,6 +93,17 @@ def foreign_module(model: nn.Module) -> str | None:
     return None
 
 
+@contextmanager
+def attending_by(config: Any, name: str) -> Iterator[None]:
+    """Inside, the model of this `config` attends by the function that transformers knows as `name`."""
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
 def part_of_state(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The entries of a state dict below `prefix`, by their names there."""
     return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}

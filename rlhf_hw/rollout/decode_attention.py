@@ -5,8 +5,7 @@ A CPU's fused attention takes four to five times as long for a single query in b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,19 +14,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rlhf_hw.models.wrapping import attending_by
+
 ATTENTION = "rlhf_hw_decode"
 
 
-@contextmanager
-def attention_in_fp32(model: nn.Module) -> Iterator[None]:
+def attention_in_fp32(model: nn.Module) -> AbstractContextManager[None]:
     """Inside, `model` (without adapters around it, and `attends_by_interface`) attends in fp32."""
-    config: Any = model.config
-    before = config._attn_implementation
-    config._attn_implementation = ATTENTION
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    return attending_by(model.config, ATTENTION)
 
 
 def attend_in_fp32(
