@@ -65,18 +65,27 @@ class GenerationOptions:
     around: Callable[[Any, Hashable], AbstractContextManager[None]] = lambda _model, _state: nullcontext()
 
 
+def forked_on_the_host() -> AbstractContextManager[None]:
+    """Inside, random numbers are drawn without moving on the CPU's stream."""
+    import torch
+
+    return torch.random.fork_rng(devices=[])
+
+
 @dataclass(frozen=True)
 class DecodingOptions:
     """How a decode loop of our own runs on a device.
 
     `check_every`: steps between two looks at which answers have ended; a look waits for the device. `prefill_tokens`:
     about how many tokens of prompts run at a time: few, so that little is padding, and enough to fill the device.
-    `attention_in_fp32`: whether that of a single token is faster so, also where the rest is bf16.
+    `attention_in_fp32`: whether that of a single token is faster so, also where the rest is bf16. `forked_random_numbers`:
+    the backend's own.
     """
 
     check_every: int = 8
     prefill_tokens: int = 8192
     attention_in_fp32: bool = False
+    forked_random_numbers: Callable[[], AbstractContextManager[None]] = forked_on_the_host
 
 
 @dataclass(frozen=True)
@@ -223,7 +232,7 @@ class Backend(ABC):
         Raises:
             BackendError: it cannot.
         """
-        return DecodingOptions()
+        return DecodingOptions(forked_random_numbers=self.forked_random_numbers)
 
     def quantization_config(
         self, bits: int, double_quant: bool, quant_type: str, precision: Precision
@@ -258,9 +267,7 @@ class Backend(ABC):
 
     def forked_random_numbers(self) -> AbstractContextManager[None]:
         """Inside, random numbers are drawn without moving on torch's streams."""
-        import torch
-
-        return torch.random.fork_rng(devices=[])
+        return forked_on_the_host()
 
     @abstractmethod
     def synchronize(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -118,6 +119,9 @@ class CUDABackend(Backend):
         self, bits: int, double_quant: bool, quant_type: str, precision: Precision
     ) -> Any:
         return bitsandbytes_config(bits, double_quant, quant_type, precision)
+
+    def forked_random_numbers(self) -> AbstractContextManager[None]:
+        return torch.random.fork_rng(devices=[self.device])
 
     def seed_everything(self, seed: int) -> None:
         from transformers import set_seed

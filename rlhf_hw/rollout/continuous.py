@@ -49,7 +49,7 @@ class ContinuousEngine:
         tokenizer: of the policy.
         shapes: the widths of a rollout; only that of whole sequences acts.
         batch_size: rows that are answered at a time; None takes all at once.
-        options: the backend's; of them `prefill_tokens` acts.
+        options: the backend's; of them `prefill_tokens` and `forked_random_numbers` act.
     """
 
     def __init__(
@@ -83,8 +83,7 @@ class ContinuousEngine:
             prompts, sampling, seeds, sorted(ends), self.tokenizer.pad_token_id, policy.device
         )
         # transformers seeds torch's global stream; what is trained afterwards must not depend on it
-        devices = [policy.device] if policy.device.type == "cuda" else []
-        with in_evaluation(policy), torch.random.fork_rng(devices=devices):
+        with in_evaluation(policy), self.options.forked_random_numbers():
             responses = self._answer(policy, drawing)
         sequences = within_context(policy, self.shapes.sequences)
         return assemble(
